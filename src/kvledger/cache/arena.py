@@ -1,0 +1,230 @@
+"""The store of one layer: keys and values in one buffer each, a contiguous segment per (sequence, KV head).
+
+Segments have their own lengths, so what a method drops in one head is really freed.  Axes, here and everywhere:
+`B` batch, `L` layers, `H` KV heads, `G` query heads per KV head, `T` new tokens, `N` rows looked at, `D` head dim,
+`S = B·H` segments, segment `s = b·H + h`.  Why one flat buffer and not padding or pages: docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Arena:
+    """Rows of keys `k` [rows, Dk] and values `v` [rows, Dv]; segment `s` owns `start[s] : start[s] + length[s]`.
+
+    Rows of a segment are in the order of their tokens.  `position` is None while no row was ever dropped (row `i` is token
+    `i`); afterwards it holds the token index of each row, counted without padding.  `watch(bytes)` is told the bytes held
+    at each change, the short moment in which an old and a new buffer both live included.
+    """
+
+    def __init__(self, batch: int, heads: int, watch: Callable[[int], None] = lambda held: None):
+        self.batch, self.heads = batch, heads
+        self.watch = watch
+        self.k = torch.empty(0, 0)
+        self.v = torch.empty(0, 0)
+        self.position: Tensor | None = None
+        self.start = [0] * (batch * heads)
+        self.length = [0] * (batch * heads)
+        self.capacity = [0] * (batch * heads)
+        self.seen = [0] * batch
+        self.shared = False
+
+    # ---- what is there -------------------------------------------------------------------------------------------
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, read from the tensors: keys, values, positions, slack."""
+        return self.k.nbytes + self.v.nbytes + (0 if self.position is None else self.position.nbytes)
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row: its key, its value and, once rows were dropped, its position."""
+        position = 0 if self.position is None else self.position.element_size()
+        return self.k.element_size() * self.k.shape[-1] + self.v.element_size() * self.v.shape[-1] + position
+
+    @property
+    def rows(self) -> int:
+        """Rows alive, over all segments."""
+        return sum(self.length)
+
+    @property
+    def uniform(self) -> bool:
+        """All segments have one length and one capacity, so that the buffer is a plain [S, capacity, D] tensor."""
+        return len(set(self.length)) == 1 and len(set(self.capacity)) == 1
+
+    def segment(self, s: int, tail: int | None = None) -> slice:
+        """Rows of segment `s` in the buffers; only the last `tail` of them if given."""
+        end = self.start[s] + self.length[s]
+        return slice(end - (self.length[s] if tail is None else tail), end)
+
+    def positions(self, s: int, tail: int | None = None) -> Tensor:
+        """Token index of each row of segment `s`, int64, ascending."""
+        if self.position is not None:
+            return self.position[self.segment(s, tail)].long()
+        n = self.length[s]
+        return torch.arange(n - (n if tail is None else tail), n, device=self.k.device)
+
+    # ---- append --------------------------------------------------------------------------------------------------
+
+    def append(self, k: Tensor, v: Tensor, valid: Tensor | None = None) -> list[int]:
+        """Add `k` [B, H, T, Dk] and `v` [B, H, T, Dv] behind each segment; returns the tokens added per sequence.
+
+        `valid` [B, T] bool marks real tokens; the others (padding) are never stored.
+        """
+        added = [k.shape[2]] * self.batch if valid is None else [int(n) for n in valid.sum(-1).tolist()]
+        self._reserve(k, v, added)
+        before = self.uniform
+        if before and len(set(added)) == 1 and valid is None:
+            n, T = self.length[0], k.shape[2]
+            S, cap = len(self.start), self.capacity[0]
+            self.k.view(S, cap, -1)[:, n : n + T] = k.reshape(S, T, -1)
+            self.v.view(S, cap, -1)[:, n : n + T] = v.reshape(S, T, -1)
+            self._number([slice(self.start[s] + n, self.start[s] + n + T) for s in range(S)], added)
+        else:
+            self._append_ragged(k, v, added, valid)
+        self.length = [n + added[s // self.heads] for s, n in enumerate(self.length)]
+        self.seen = [n + added[b] for b, n in enumerate(self.seen)]
+        return added
+
+    def _append_ragged(self, k: Tensor, v: Tensor, added: list[int], valid: Tensor | None) -> None:
+        spans = [slice(a + n, a + n + added[s // self.heads]) for s, (a, n) in enumerate(zip(self.start, self.length))]
+        rows = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(k.device)
+        if valid is None:
+            k, v = k.flatten(0, 2), v.flatten(0, 2)
+        else:
+            chosen = valid[:, None, :].expand(-1, self.heads, -1).to(k.device)
+            k, v = k[chosen], v[chosen]
+        self.k.index_copy_(0, rows, k)
+        self.v.index_copy_(0, rows, v)
+        self._number(spans, added)
+
+    def _number(self, spans: list[slice], added: list[int]) -> None:
+        """Write the token index of freshly appended rows, where positions are kept at all."""
+        if self.position is None:
+            return
+        if max(self.seen) + max(added) > torch.iinfo(self.position.dtype).max:
+            self.position = self.position.to(torch.int32)
+        for s, span in enumerate(spans):
+            seen = self.seen[s // self.heads]
+            self.position[span] = torch.arange(seen, seen + span.stop - span.start, device=self.position.device).to(
+                self.position.dtype
+            )
+
+    def _reserve(self, k: Tensor, v: Tensor, added: list[int]) -> None:
+        """Make room. Reading reserves just what it needs; single tokens leave slack, so that regrowing is rare."""
+        if self.k.shape[-1] == 0:
+            self.k, self.v = k.new_empty(0, k.shape[-1]), v.new_empty(0, v.shape[-1])
+        wanted = [n + added[s // self.heads] for s, n in enumerate(self.length)]
+        if all(w <= c for w, c in zip(wanted, self.capacity)) and not self.shared:
+            return
+        slack = [max(16, w // 16) if max(added) == 1 else 0 for w in wanted]
+        if len(set(self.length)) == 1:
+            slack = [max(slack)] * len(slack)
+        self._move(None, self.length, [w + extra for w, extra in zip(wanted, slack)])
+
+    def _move(self, rows: Tensor | None, length: Sequence[int], capacity: Sequence[int]) -> None:
+        """Copy alive rows (or the chosen flat `rows`, in order) to fresh buffers with the given lengths and capacities."""
+        start = [0] * len(capacity)
+        for s in range(1, len(capacity)):
+            start[s] = start[s - 1] + capacity[s - 1]
+        total, old = sum(capacity), self.nbytes
+        source = rows if rows is not None else self._flat(self.start, self.length)
+        target = self._flat(start, length)
+        dense = len(source) == total
+        names = ["k", "v"] + (["position"] if self.position is not None else [])
+        new_bytes = sum(total * getattr(self, n)[:0].new_empty(1, *getattr(self, n).shape[1:]).nbytes for n in names)
+        self.watch(old + new_bytes)
+        for name in names:
+            buffer = getattr(self, name)
+            fresh = buffer.new_empty(total, *buffer.shape[1:])
+            if dense:
+                torch.index_select(buffer, 0, source, out=fresh)
+            elif len(source):
+                fresh.index_copy_(0, target, buffer.index_select(0, source))
+            setattr(self, name, fresh)
+        self.start, self.length, self.capacity = start, list(length), list(capacity)
+        self.shared = False
+        self.watch(self.nbytes)
+
+    def _flat(self, start: Sequence[int], length: Sequence[int]) -> Tensor:
+        """Row numbers of all segments, one after the other."""
+        spans = [torch.arange(a, a + n) for a, n in zip(start, length)]
+        return torch.cat(spans).to(self.k.device)
+
+    # ---- drop, change --------------------------------------------------------------------------------------------
+
+    def keep(self, masks: Sequence[Tensor]) -> int:
+        """Drop rows. `masks[b]` [H, N] bool says which of the last N rows of each head of sequence `b` stay; rows before
+        them stay. Returns the rows dropped. The buffers shrink to what is left: the memory is free at once."""
+        alive = torch.zeros(self.k.shape[0], dtype=torch.bool, device=self.k.device)
+        length = []
+        for s in range(len(self.start)):
+            mask = masks[s // self.heads][s % self.heads].to(alive.device)
+            n = len(mask)
+            if n > self.length[s]:
+                raise ValueError(f"a mask over {n} rows for a segment of {self.length[s]}")
+            span = self.segment(s)
+            alive[span.start : span.stop - n] = True
+            alive[span.stop - n : span.stop] = mask
+            length.append(self.length[s] - n + int(mask.sum()))
+        dropped = self.rows - sum(length)
+        if dropped:
+            self._materialise_positions()
+            self._move(alive.nonzero().squeeze(-1), length, length)
+        return dropped
+
+    def _materialise_positions(self) -> None:
+        if self.position is not None:
+            return
+        small = max(self.seen) <= torch.iinfo(torch.int16).max
+        self.position = torch.zeros(self.k.shape[0], dtype=torch.int16 if small else torch.int32, device=self.k.device)
+        for s, (a, n) in enumerate(zip(self.start, self.length)):
+            self.position[a : a + n] = torch.arange(n, device=self.position.device).to(self.position.dtype)
+            assert self.seen[s // self.heads] == n, "rows are missing that were never dropped"
+
+    def replace(self, s: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
+        """Overwrite chosen rows of segment `s`: `rows` [n] counted inside the segment, `k` [n, Dk], `v` [n, Dv]."""
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.length[s]:
+            raise ValueError(f"rows {rows.tolist()} outside a segment of {self.length[s]} rows")
+        if self.shared:
+            self._move(None, self.length, self.capacity)
+        self.k[self.start[s] + rows] = k.to(self.k.dtype)
+        self.v[self.start[s] + rows] = v.to(self.v.dtype)
+
+    # ---- branch, go back -----------------------------------------------------------------------------------------
+
+    def fork(self, watch: Callable[[int], None] = lambda held: None) -> Arena:
+        """A second arena with the same rows. The buffers are shared until one of the two writes."""
+        twin = Arena(self.batch, self.heads, watch)
+        twin.k, twin.v, twin.position = self.k, self.v, self.position
+        twin.start, twin.length, twin.capacity = list(self.start), list(self.length), list(self.capacity)
+        twin.seen = list(self.seen)
+        self.shared = twin.shared = True
+        return twin
+
+    def mark(self) -> tuple[int, ...]:
+        """A moment to come back to with `rollback`: the tokens each sequence has seen."""
+        return tuple(self.seen)
+
+    def rollback(self, mark: Sequence[int]) -> None:
+        """Forget the tokens seen since `mark`. ValueError if one of their rows was dropped meanwhile: rows before them
+        may be gone too, and cannot come back."""
+        back = [now - then for now, then in zip(self.seen, mark)]
+        for s, n in enumerate(self.length):
+            undo, seen = back[s // self.heads], self.seen[s // self.heads]
+            if undo and (undo > n or int(self.positions(s, undo)[0]) != seen - undo):
+                raise ValueError("cannot roll back past an eviction: the dropped rows are gone")
+        self.length = [n - back[s // self.heads] for s, n in enumerate(self.length)]
+        self.seen = list(mark)
+
+    def select(self, sequences: Sequence[int]) -> None:
+        """Reorder, repeat or drop whole sequences (beam search): sequence `i` becomes the old `sequences[i]`."""
+        source = [b * self.heads + h for b in sequences for h in range(self.heads)]
+        length = [self.length[s] for s in source]
+        rows = self._flat([self.start[s] for s in source], length)
+        self.batch, self.seen = len(sequences), [self.seen[b] for b in sequences]
+        self._move(rows, length, length)

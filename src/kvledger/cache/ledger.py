@@ -1,0 +1,214 @@
+"""The meter: entries and bytes over a request's whole life, per layer and KV head.
+
+*Entry footprint* ("Cache Me If You Can", arXiv 2506.17121, §2.1): a forward of `T` query rows over `P` entries already
+alive in a head costs `T(T+1)/2 + T·P`; summed over the request, divided by the same sum for a cache that drops nothing.
+*Byte footprint* is the same with the bytes really held: positions, slack, rows repeated per query head, window queries.
+The reference is the full cache of the model, keys and values only, in the dtype it runs in.
+
+The meter only adds up what the store tells it; no method can report a number of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+def triangle(T: int, P: int) -> float:
+    """Query–entry pairs of a forward of `T` rows over `P` older entries."""
+    return T * (T + 1) / 2 + T * P
+
+
+@dataclass
+class Step:
+    """One forward: what it was for, tokens processed so far, entries alive (summed over layers and heads) and bytes."""
+
+    kind: str
+    tokens: int
+    processed: int
+    full: int = 0
+    top: int = 0
+    end: int = 0
+    read_bytes: int = 0
+    full_read_bytes: int = 0
+
+
+@dataclass
+class LayerBook:
+    """One layer's sums. `area` per stored segment; `full_area` for one full KV head; bytes are byte·steps."""
+
+    heads: int
+    full_row_bytes: int
+    sequences: int
+    area: list[float]
+    full_area: float = 0.0
+    floor_area: float = 0.0
+    byte_area: float = 0.0
+    full_seen: list[int] = field(default_factory=list)
+    floor_alive: list[int] = field(default_factory=list)
+    held: int = 0
+    alive: int = 0
+    dropped: int = 0
+
+
+class Ledger:
+    """Everything a request has cost so far. Fed by the cache layers; read by whoever wants to know."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, LayerBook] = {}
+        self.steps: list[Step] = []
+        self.kind = "auto"
+        self.other_bytes = 0
+        self.peak_bytes = 0
+        self.full_peak_bytes = 0
+        self._last_layer = -1
+
+    # ---- fed by the store ----------------------------------------------------------------------------------------
+
+    def open_layer(self, layer: int, sequences: int, segments: int, heads: int, full_row_bytes: int) -> None:
+        """A layer that holds KV: `segments` stored, against `heads` KV heads of `full_row_bytes` a row in the full cache."""
+        book = LayerBook(heads, full_row_bytes, sequences, [0.0] * segments)
+        book.full_seen, book.floor_alive = [0] * sequences, [0] * sequences
+        self.layers[layer] = book
+
+    def hold(self, layer: int, nbytes: int) -> None:
+        """Bytes a layer holds at this moment."""
+        self.layers[layer].held = nbytes
+        self.peak_bytes = max(self.peak_bytes, self.stored_bytes)
+
+    def forward(self, layer: int, added: Sequence[int], alive: Sequence[int], row_bytes: int, probe: int = 0) -> None:
+        """A forward of `added[b]` new tokens has appended to a layer; `alive[s]` counts them in. `probe` of them will be
+        rolled back (patch tokens): they cost, but the full cache would not have had them."""
+        book, per = self.layers[layer], len(alive) // len(added)
+        if layer <= self._last_layer or not self.steps:
+            self._begin(sum(added))
+        self._last_layer = layer
+        rows = 0.0
+        for s, n in enumerate(alive):
+            T = added[s // per]
+            pairs = triangle(T, n - T)
+            book.area[s] += pairs
+            rows += pairs
+        book.alive = sum(alive)
+        overhead = max(0, book.held - book.alive * row_bytes)
+        book.byte_area += rows * row_bytes + max(added) * overhead
+        self._reference(book, [T - probe for T in added])
+        step = self.steps[-1]
+        step.top += book.alive
+        step.end += book.alive
+        step.full += sum(book.full_seen) * book.heads
+        step.read_bytes += book.alive * row_bytes
+        step.full_read_bytes += sum(book.full_seen) * book.heads * book.full_row_bytes
+        self.full_peak_bytes = max(self.full_peak_bytes, self.full_bytes)
+
+    def _begin(self, tokens: int) -> None:
+        kind = self.kind if self.kind != "auto" else ("read" if tokens > 1 else "decode")
+        done = self.steps[-1].processed if self.steps else 0
+        self.steps.append(Step(kind, tokens, done + tokens))
+
+    @staticmethod
+    def _reference(book: LayerBook, added: Sequence[int]) -> None:
+        for b, T in enumerate(added):
+            book.full_area += triangle(T, book.full_seen[b])
+            book.floor_area += triangle(T, book.floor_alive[b])
+            book.full_seen[b] += T
+            book.floor_alive[b] += T
+
+    def evict(self, layer: int, alive: Sequence[int], dropped: int) -> None:
+        """The scheduled moment at which a layer may drop rows has passed; `alive[s]` are left."""
+        book = self.layers[layer]
+        book.floor_alive = [0] * book.sequences
+        book.dropped += dropped
+        self._settle(book, sum(alive))
+
+    def rollback(self, layer: int, alive: Sequence[int], tokens: int, probe: bool = False) -> None:
+        """The last `tokens` tokens of each sequence were taken back; as a `probe` they never were in the full cache."""
+        book = self.layers[layer]
+        if not probe:
+            book.full_seen = [n - tokens for n in book.full_seen]
+            book.floor_alive = [max(0, n - tokens) for n in book.floor_alive]
+        self._settle(book, sum(alive))
+
+    def _settle(self, book: LayerBook, alive: int) -> None:
+        self.steps[-1].end += alive - book.alive
+        book.alive = alive
+
+    # ---- what it came to -----------------------------------------------------------------------------------------
+
+    @property
+    def footprint(self) -> float:
+        """Entry footprint as a fraction of the full cache's; mean over layers and KV heads."""
+        return self._over_full(sum(sum(book.area) for book in self.layers.values()))
+
+    @property
+    def floor(self) -> float:
+        """The entry footprint that would be left if each scheduled moment dropped everything: the schedule's own cost."""
+        return self._over_full(sum(book.floor_area * book.heads for book in self.layers.values()))
+
+    def _over_full(self, area: float) -> float:
+        full = sum(book.full_area * book.heads for book in self.layers.values())
+        return area / full if full else 0.0
+
+    @property
+    def footprint_by_head(self) -> list[list[float]]:
+        """Entry footprint of each layer and stored head, each against one full KV head (sequences added up)."""
+        table = []
+        for book in self.layers.values():
+            per = len(book.area) // book.sequences
+            table.append([sum(book.area[h::per]) / book.full_area for h in range(per)])
+        return table
+
+    @property
+    def byte_footprint(self) -> float:
+        """Byte·steps held as a fraction of the full cache's."""
+        held = sum(book.byte_area for book in self.layers.values())
+        full = sum(book.full_area * book.heads * book.full_row_bytes for book in self.layers.values())
+        return held / full if full else 0.0
+
+    @property
+    def peak(self) -> float:
+        """Largest mean number of entries alive in a KV head during any forward, over the tokens of the request."""
+        tokens = max((step.full for step in self.steps), default=0)
+        return max((step.top for step in self.steps), default=0) / tokens if tokens else 0.0
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes held now, read from the tensors; layers that are left alone (sliding windows) included."""
+        return sum(book.held for book in self.layers.values()) + self.other_bytes
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the keys and values that a full cache would hold now."""
+        books = self.layers.values()
+        return sum(sum(book.full_seen) * book.heads * book.full_row_bytes for book in books) + self.other_bytes
+
+    @property
+    def dropped(self) -> int:
+        """Rows evicted so far, over all layers and heads."""
+        return sum(book.dropped for book in self.layers.values())
+
+    @property
+    def bytes_read_per_step(self) -> tuple[int, int]:
+        """KV bytes that a decode step reads, mean over the decode steps so far: (this cache, the full cache)."""
+        steps = [step for step in self.steps if step.kind == "decode"]
+        if not steps:
+            return 0, 0
+        return sum(s.read_bytes for s in steps) // len(steps), sum(s.full_read_bytes for s in steps) // len(steps)
+
+    def curve(self) -> tuple[tuple[int, float, str], ...]:
+        """Entries alive (mean over layers and full KV heads) over tokens processed: a point before each forward's tokens
+        settle and, where rows were dropped, one after. Runs of decode steps keep their first and last point."""
+        heads = sum(book.heads * book.sequences for book in self.layers.values()) or 1
+        points: list[tuple[int, float, str]] = []
+        for i, step in enumerate(self.steps):
+            inside = 0 < i < len(self.steps) - 1 and step.kind == self.steps[i - 1].kind == self.steps[i + 1].kind
+            if step.kind == "decode" and inside and step.top == step.end:
+                continue
+            points.append((step.processed, step.top / heads, step.kind))
+            if step.end != step.top:
+                points.append((step.processed, step.end / heads, "evict" if step.kind == "read" else step.kind))
+        return tuple(points)
+
+    def fork(self) -> Ledger:
+        return copy.deepcopy(self)

@@ -1,0 +1,92 @@
+"""Building caches: transformers' own cache for the model, with its full-attention layers replaced by ours."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from kvledger.hf.attention import use
+from kvledger.hf.layer import ArenaLayer, Run
+from kvledger.methods.base import Method
+from kvledger.recipe import Recipe, parse
+
+
+def resolve(recipe: str | Recipe | Method) -> Recipe:
+    """A Recipe from whatever a user may hand over."""
+    if isinstance(recipe, str):
+        return parse(recipe)
+    return recipe if isinstance(recipe, Recipe) else Recipe((recipe,))
+
+
+def new_cache(model: Any, recipe: str | Recipe | Method) -> Cache:
+    """An empty cache for `model` that follows `recipe`. Pass it as `past_key_values`; `run_of(cache)` has its ledger."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    install(cache, model, resolve(recipe))
+    return cache
+
+
+def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
+    """Replace the full-attention layers of an empty cache in place. ValueError if the model has none."""
+    use(model)
+    slots = [i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer]
+    if not slots:
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers})) or "no layers"
+        raise ValueError(f"{model.config.model_type!r} has no full-attention layer whose cache could be compressed ({kinds})")
+    run = Run(recipe.method, len(slots))
+    for slot, i in enumerate(slots):
+        cache.layers[i] = ArenaLayer(slot, run)
+    return run
+
+
+def arenas(cache: Cache) -> list[ArenaLayer]:
+    return [layer for layer in cache.layers if isinstance(layer, ArenaLayer)]
+
+
+def run_of(cache: Cache) -> Run:
+    """What the layers of a cache share: method, ledger, phase."""
+    return arenas(cache)[0].run
+
+
+def other_bytes(cache: Cache) -> int:
+    """Bytes held by layers that are left alone (sliding windows, recurrent states)."""
+    held = 0
+    for layer in cache.layers:
+        if not isinstance(layer, ArenaLayer):
+            held += sum(x.untyped_storage().nbytes() for x in vars(layer).values() if isinstance(x, torch.Tensor))
+    return held
+
+
+def fork(cache: Cache) -> Cache:
+    """An independent continuation: arenas share their buffers until one side writes, other layers are copied."""
+    run = run_of(cache)
+    twin_run = replace(run, ledger=run.ledger.fork())
+    twin = copy.copy(cache)
+    twin.layers = [
+        layer.fork(twin_run) if isinstance(layer, ArenaLayer) else copy.deepcopy(layer) for layer in cache.layers
+    ]
+    return twin
+
+
+def check_supported(model: Any) -> None:
+    """Two tokens through the model: every compressible layer must reach our attention function. ValueError names the type.
+
+    Some models change keys after caching them, or do not use transformers' attention interface; they would silently run
+    dense, so they are refused here.
+    """
+    cache = new_cache(model, "full")
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, past_key_values=cache, use_cache=True)
+        lost = [layer.slot for layer in arenas(cache) if layer.arena is None or layer.pending]
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"model type {model.config.model_type!r} is not supported: {error}") from error
+    if lost:
+        raise ValueError(
+            f"model type {model.config.model_type!r} is not supported: its attention bypasses transformers' attention "
+            f"interface in {len(lost)} of {len(arenas(cache))} layers"
+        )

@@ -1,0 +1,59 @@
+"""From texts to token ids, piece by piece: a context, its first question, and each later turn.
+
+The pieces joined are what the chat template renders for the whole conversation; they are tokenised apart at the places
+where a cache may be shared, so the same ids are read whether the question is known early or late.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_ANSWER, _QUESTION = "\u2402answer\u2403", "\u2402question\u2403"  # cannot occur in a rendered template
+
+
+class Chat:
+    """Renders with the tokenizer's chat template; without one, as plain paragraphs."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.templated = bool(getattr(tokenizer, "chat_template", None))
+
+    def ids(self, text: str, first: bool = False) -> list[int]:
+        """Token ids of a piece; only the first piece of a plain-text prompt gets the tokenizer's own BOS."""
+        return list(self.tokenizer(text, add_special_tokens=first and not self.templated)["input_ids"])
+
+    def opening(self, context: str, question: str) -> tuple[list[int], list[int]]:
+        """Ids of the shared context (with all that comes before it) and of the first question up to the answer."""
+        if self.templated:
+            rendered = self._render([{"role": "user", "content": context + _QUESTION}])
+            before, _, after = rendered.partition(_QUESTION)
+        else:
+            before, after = context, "\n"
+        return self.ids(before, first=True), self.ids(question + after)
+
+    def follow_up(self, question: str) -> list[int]:
+        """Ids from the end of an answer to the start of the next: end of turn, question, header."""
+        if not self.templated:
+            return self.ids("\n\n" + question + "\n")
+        turns = [
+            {"role": "user", "content": "-"},
+            {"role": "assistant", "content": _ANSWER},
+            {"role": "user", "content": _QUESTION},
+        ]
+        rendered = self._render(turns)
+        if _ANSWER not in rendered or _QUESTION not in rendered:
+            raise ValueError("the chat template drops earlier turns, so one cache cannot hold a conversation in it")
+        bridge, _, after = rendered.partition(_ANSWER)[2].partition(_QUESTION)
+        return self.ids(bridge + question + after)
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of an answer as history shows it."""
+        return self.ids(text)
+
+    def text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert isinstance(rendered, str)
+        return rendered

@@ -1,0 +1,83 @@
+"""Loading a model by name, and attaching a recipe to any code that calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from kvledger import zoo
+from kvledger.cache.ledger import Ledger
+from kvledger.hf import cache as caches
+from kvledger.hf.attention import use
+
+
+def load(name: str, dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
+    """Model (in eval mode, set to our attention) and tokenizer of "zoo" (embedded), a folder or a hub id.
+
+    dtype: "auto" takes the checkpoint's, and float32 for the embedded model on a CPU. device: "" takes a GPU if there is one.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    embedded = name == "zoo"
+    path = str(zoo.path()) if embedded else name
+    wanted = "float32" if embedded and dtype == "auto" and device == "cpu" else dtype
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load the model {name!r} (choices: 'zoo', a folder, a hub id): {reason}") from error
+    model = model.to(device).eval()
+    use(model)
+    return model, tokenizer
+
+
+class Attached:
+    """What `attach` yields: the cache of the latest call, and its ledger."""
+
+    def __init__(self) -> None:
+        self.cache: Cache | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        if self.cache is None:
+            raise ValueError("the model has not been called inside this block yet")
+        ledger = caches.run_of(self.cache).ledger
+        ledger.other_bytes = caches.other_bytes(self.cache)
+        return ledger
+
+
+@contextmanager
+def attach(model: PreTrainedModel, recipe: Any) -> Iterator[Attached]:
+    """Inside the block every fresh cache of `model` follows `recipe`, whoever calls it: `model.generate(...)`, a pipeline.
+
+    The first forward of several tokens is taken for the whole prompt. Caches made inside stay valid afterwards; nothing is
+    left on the model but its attention name, which is put back.
+    """
+    resolved = caches.resolve(recipe)
+    caches.check_supported(model)
+    attached, before = Attached(), model.config._attn_implementation
+    use(model)
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        cache = kwargs.get("past_key_values")
+        if cache is None and kwargs.get("use_cache", True):
+            cache = caches.new_cache(model, resolved)
+        elif cache is not None and not caches.arenas(cache):
+            if cache.get_seq_length():
+                raise ValueError("this cache holds tokens already; attach before the first call")
+            caches.install(cache, model, resolved)
+        if cache is not None:
+            attached.cache = cache
+        return args, {**kwargs, "past_key_values": cache}
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield attached
+    finally:
+        handle.remove()
+        model.set_attn_implementation(before)

@@ -1,0 +1,210 @@
+"""A session: one context read once, and the questions asked of it. What `kvledger.open` returns."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvledger.cache.ledger import Ledger
+from kvledger.hf import cache as caches
+from kvledger.hf.chat import Chat
+from kvledger.hf.layer import ArenaLayer
+from kvledger.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered turn. `prompt_tokens` counts all before the answer; the bytes are those held when the context had been
+    read and, for later turns, before the question came. `ttft_seconds` runs from the question (first turn: from the start
+    of reading) to the first token."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    stored_bytes: int
+    full_bytes: int
+    ttft_seconds: float
+    seconds: float
+
+
+def open_session(model: Any, tokenizer: Any, recipe: Any, chunk: int = 0) -> Session:
+    """A session for `model` under `recipe`. `chunk` tokens are read at a time (0: all at once). ValueError for a model
+    whose cache kvledger cannot hold, an unreadable recipe, or a chunk smaller than the method's window."""
+    resolved = caches.resolve(recipe)
+    check_chunk(resolved, chunk)
+    caches.check_supported(model)
+    return Session(model, tokenizer, resolved, chunk)
+
+
+def check_chunk(recipe: Recipe, chunk: int) -> None:
+    if chunk < 0:
+        raise ValueError(f"chunk={chunk} is negative; 0 reads in one shot")
+    if recipe.method.when == "chunk" and 0 < chunk < recipe.method.window:
+        raise ValueError(f"chunk={chunk} is smaller than the window of {recipe} ({recipe.method.window} queries)")
+
+
+class Session:
+    """Reads a context in chunks, answers questions, branches. `ledger` knows what it has cost so far."""
+
+    def __init__(self, model: Any, tokenizer: Any, recipe: Recipe, chunk: int):
+        self.model, self.recipe, self.chunk = model, recipe, chunk
+        self.chat = Chat(tokenizer)
+        self.cache = caches.new_cache(model, recipe)
+        self.run = caches.run_of(self.cache)
+        self.run.auto, self.run.reading = False, False
+        self.tokens = 0
+        self._logits: Tensor | None = None
+        self._unread: list[int] = []  # history that the cache has not seen yet
+        self._turns = 0
+        self._held = (0, 0)
+        self._started = 0.0
+        self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+    @property
+    def ledger(self) -> Ledger:
+        self.run.ledger.other_bytes = caches.other_bytes(self.cache)
+        return self.run.ledger
+
+    # ---- what a user does ----------------------------------------------------------------------------------------
+
+    def read(self, context: str, question: str | None = None, patched: bool = False) -> None:
+        """Read `context`, once. Without `question` it is compressed before any question is known ("hidden"); with it, the
+        question is part of the prompt when rows are dropped ("visible"), and `answer` follows. `patched`: each chunk is
+        judged by the prompt's last queries (arXiv 2506.17121 §3), at the price of reading them again with every chunk."""
+        if self.tokens:
+            raise ValueError("this session has read its context; open another, or fork before reading")
+        self._started = time.perf_counter()
+        before, after = self.chat.opening(context, question or "")
+        ids = before + (after if question is not None else [])
+        self.check_length(len(ids))
+        self._read(ids, patched)
+        self._turns = 0 if question is None else 1
+        self._note_bytes()
+
+    def ask(self, question: str, max_new_tokens: int = 64, gold: str | None = None) -> str:
+        """Answer greedily, and stay: the next question sees this turn. `gold`, if given, is what history shows instead of
+        the model's answer."""
+        return self.turn(question, max_new_tokens, gold).text
+
+    def turn(self, question: str, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
+        """`ask` with its figures."""
+        if self._turns or not self._started:
+            self._started = time.perf_counter()
+        self._note_bytes()
+        if not self.tokens:
+            before, after = self.chat.opening("", question)
+            ids = before + after
+        else:
+            ids = self.chat.opening("", question)[1] if not self._turns else self.chat.follow_up(question)
+        ids = self._unread + ids
+        self.check_length(self.tokens + len(ids) + max_new_tokens)
+        self._unread = []
+        self._turns += 1
+        for start in range(0, len(ids), self.chunk or len(ids)):
+            self._forward(ids[start : start + (self.chunk or len(ids))], "ask")
+        return self.answer(max_new_tokens, gold)
+
+    def answer(self, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
+        """Generate the answer to a question that has been read."""
+        if self._logits is None:
+            raise ValueError("nothing has been read that could be answered")
+        prompt_tokens = self.tokens
+        marks = self._mark() if gold is not None else None
+        new, ttft = self._decode(max_new_tokens)
+        if marks is not None:
+            assert gold is not None
+            self._rollback(marks)
+            self._unread = self.chat.answer(gold)
+        seconds = time.perf_counter() - self._started
+        return Answer(self.chat.text(new), prompt_tokens, len(new), *self._held, ttft, seconds)
+
+    def fork(self) -> Session:
+        """An independent continuation from here; memory is shared until one side writes."""
+        twin = copy.copy(self)
+        twin.cache = caches.fork(self.cache)
+        twin.run = caches.run_of(twin.cache)
+        twin._unread = list(self._unread)
+        return twin
+
+    def check_length(self, tokens: int) -> None:
+        """ValueError if the model's positions cannot hold that many tokens."""
+        config = self.model.config.get_text_config(decoder=True)
+        most = getattr(config, "max_position_embeddings", None)
+        if most is not None and tokens > most:
+            raise ValueError(f"{tokens} tokens do not fit into the {most} positions of {config.model_type!r}")
+
+    # ---- how it is done ------------------------------------------------------------------------------------------
+
+    def _read(self, ids: list[int], patched: bool) -> None:
+        method, size = self.recipe.method, self.chunk or len(ids)
+        patch = ids[-method.window :] if patched and method.window else []
+        if patch and len(caches.arenas(self.cache)) != len(self.cache.layers):
+            raise ValueError("patched reading needs every layer to be a full-attention layer: others cannot forget the patch")
+        self.run.reading = method.keep < 1
+        starts = range(0, len(ids), size)
+        for start in starts:
+            last = start == starts[-1]
+            self.run.evict = method.keep < 1 and (last or method.when == "chunk")
+            probe = [] if last or not self.run.evict else patch
+            self.run.probe = len(probe)
+            self._forward(ids[start : start + size] + probe, "read")
+            self.tokens -= len(probe)
+        self.run.reading = self.run.evict = False
+        self.run.probe = 0
+
+    @torch.inference_mode()
+    def _forward(self, ids: list[int], kind: str) -> None:
+        self.run.ledger.kind = kind
+        tensor = torch.tensor([ids], device=self.model.device)
+        out = self.model(input_ids=tensor, past_key_values=self.cache, use_cache=True, **self._short_logits)
+        self._logits = out.logits[0, -1]
+        self.tokens += len(ids)
+
+    def _decode(self, max_new_tokens: int) -> tuple[list[int], float]:
+        """Greedy tokens, the stop token left out, and the seconds to the first of them."""
+        stop, new, ttft = self._stop_ids(), [], 0.0
+        while len(new) < max_new_tokens:
+            assert self._logits is not None
+            token = int(self._logits.argmax())
+            ttft = ttft or time.perf_counter() - self._started
+            if token in stop:
+                return new, ttft
+            new.append(token)
+            if len(new) < max_new_tokens:
+                self._forward([token], "decode")
+        self._unread = new[-1:]
+        return new, ttft
+
+    def _stop_ids(self) -> set[int]:
+        eos = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
+        eos = self.chat.tokenizer.eos_token_id if eos is None else eos
+        return set(eos) if isinstance(eos, list) else {eos}
+
+    def _note_bytes(self) -> None:
+        self._held = (self.ledger.stored_bytes, self.ledger.full_bytes)
+
+    def _mark(self) -> list[Any]:
+        """Where each layer is; layers that cannot be cropped (sliding windows, states) are copied."""
+        return [
+            (layer.columns, copy.copy(layer.arena.mark())) if isinstance(layer, ArenaLayer) and layer.arena else copy.deepcopy(layer)
+            for layer in self.cache.layers
+        ]
+
+    def _rollback(self, marks: list[Any]) -> None:
+        before = self.tokens
+        for i, mark in enumerate(marks):
+            layer = self.cache.layers[i]
+            if isinstance(layer, ArenaLayer):
+                back = layer.columns - mark[0]
+                before = self.tokens - back
+                if back:
+                    layer.take_back(back)
+            else:
+                self.cache.layers[i] = mark
+        self.tokens = before

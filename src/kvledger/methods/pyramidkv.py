@@ -1,0 +1,25 @@
+"""PyramidKV (Cai et al., 2024, arXiv 2406.02069; code MIT): SnapKV's scores, budgets that shrink with depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvledger.methods import allocate
+from kvledger.methods.base import View
+from kvledger.methods.snapkv import SnapKV
+from kvledger.recipe import Row, register
+
+
+@register(Row("pyramidkv", "compression", "layer", "last queries", "arXiv 2406.02069", "SnapKV, less in deeper layers"))
+@dataclass(frozen=True, kw_only=True)
+class PyramidKV(SnapKV):
+    """beta: the last layer's free rows are the mean's over beta."""
+
+    beta: int = 20
+
+    def allocate(self, scores: Tensor, view: View) -> Tensor:
+        fixed = min(int(view.recent.sum()), view.budget)
+        rows = allocate.pyramid(view.budget, fixed, view.shape[1], view.layer, view.layers, self.beta)
+        return allocate.uniform(scores, view.recent, rows)

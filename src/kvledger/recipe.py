@@ -1,0 +1,144 @@
+"""Recipes: what is done to the cache, as a string that round-trips to frozen dataclasses; and the one registry.  (no torch)
+
+    snapkv(keep=0.3, window=64)      a registered method
+    my_package.mine.Mine(keep=0.3)   any dataclass by its dotted path
+    a + b                            parts side by side
+
+Outside packages register by the entry-point group `kvledger.methods` (a module that calls `register` when imported).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+BUILT_IN = "kvledger.methods"  # imported by name, so that this module depends on nobody
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of `kvledger methods`. `stage` is SCBench's: generation, compression, retrieval or loading."""
+
+    name: str
+    stage: str
+    scope: str
+    needs: str
+    paper: str
+    summary: str
+
+
+REGISTRY: dict[str, type] = {}
+
+
+def register(row: Row) -> Callable[[type], type]:
+    """Class decorator: make a frozen dataclass available under `row.name`."""
+
+    def add(cls: type) -> type:
+        cls.row = row  # type: ignore[attr-defined]
+        REGISTRY[row.name] = cls
+        return cls
+
+    return add
+
+
+def registry() -> dict[str, type]:
+    """All methods by name: the built-in ones and those of installed packages."""
+    importlib.import_module(BUILT_IN)
+    for point in entry_points(group="kvledger.methods"):
+        point.load()
+    return REGISTRY
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The tail of every error about a name: what was nearest, and what there is."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return f"{hint} (choices: {', '.join(known)})" if not close else hint
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Parts that work together on one cache. Today a recipe has exactly one part, a compression method."""
+
+    parts: tuple[Any, ...]
+
+    @property
+    def method(self) -> Any:
+        return self.parts[0]
+
+    def __str__(self) -> str:
+        return " + ".join(_show(part) for part in self.parts)
+
+
+def parse(text: str) -> Recipe:
+    """A Recipe from its string. ValueError names what is wrong and the nearest thing that is right."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"cannot read the recipe {text!r}: write it like 'snapkv(keep=0.3)'") from None
+    parts = tuple(_build(node, text) for node in _terms(tree))
+    if len(parts) > 1:
+        raise ValueError(f"{text!r} has {len(parts)} parts, and two compression methods cannot share one cache: name one")
+    return Recipe(parts)
+
+
+def _terms(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [*_terms(node.left), *_terms(node.right)]
+    return [node]
+
+
+def _build(node: ast.expr, text: str) -> Any:
+    call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError(f"options of {text!r} need their names, like 'snapkv(keep=0.3)'")
+    cls = _find(ast.unparse(call.func))
+    known = [f.name for f in fields(cls) if f.init]
+    options = {}
+    for keyword in call.keywords:
+        assert keyword.arg is not None
+        if keyword.arg not in known:
+            raise ValueError(f"unknown option {keyword.arg!r} in {text!r}{nearest(keyword.arg, known)}")
+        try:
+            options[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise ValueError(f"option {keyword.arg} of {text!r} must be a plain value") from None
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{text!r}: {error}") from None
+
+
+def _find(name: str) -> type:
+    if "." not in name:
+        known = registry()
+        if name not in known:
+            raise ValueError(f"unknown method {name!r}{nearest(name, known)}")
+        return known[name]
+    module, _, attribute = name.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import the method {name!r}: {error}") from None
+    if not is_dataclass(cls):
+        raise ValueError(f"{name!r} is not a method: it must be a frozen dataclass")
+    return cls  # type: ignore[return-value]
+
+
+def _show(part: Any) -> str:
+    """The canonical string: options that differ from their defaults, and always `keep` where the method has one."""
+    cls = type(part)
+    own = cls.__dict__.get("row")  # an unregistered subclass is known by its path, not by its parent's name
+    name = own.name if own is not None else f"{cls.__module__}.{cls.__qualname__}"
+    shown = [
+        f"{f.name}={getattr(part, f.name)!r}"
+        for f in fields(part)
+        if f.init and (getattr(part, f.name) != f.default or (f.name == "keep" and name != "full"))
+    ]
+    return f"{name}({', '.join(shown)})" if shown else name
