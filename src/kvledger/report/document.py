@@ -1,0 +1,51 @@
+"""Everything the page shows as one JSON document.  (no torch)"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from kvledger.records import Record
+
+from . import summary
+from .answers import sheets
+from .tables import Row, Setting, aggregate
+
+FORMAT = "kvledger.report/1"
+
+
+def to_json(records: Sequence[Record]) -> dict[str, Any]:
+    """`format`, `notes`, and unless there are no records: `run`, `rows` (with intervals, turns, memory and the curve of
+    one request) and `answers`. Scores are 0..1, fractions of the full cache 0..1, bytes bytes, times seconds."""
+    if not records:
+        return {"format": FORMAT, "notes": [summary.EMPTY], "run": None, "rows": [], "answers": []}
+    rows = aggregate(records)
+    return {
+        "format": FORMAT,
+        "notes": summary.notes(records, rows),
+        "run": _plain(summary.describe(records, rows)),
+        "rows": [_row(row) for row in rows],
+        "answers": [_plain(sheet) for sheet in sheets(records)],
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    facts = _plain(row)
+    facts["whiskers"] = _plain(row.whiskers)
+    facts["memory"] |= {"stored": row.memory.stored, "read": row.memory.read}
+    return {str(name): value for name, value in facts.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and settings as objects, tuples as lists; JSON has no NaN, so what is not finite becomes null."""
+    if isinstance(value, Setting):
+        return value._asdict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple | list | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,148 @@
+"""One HTML page, complete in itself: styles, pictures, data and the little script are inlined, nothing is fetched.
+
+Everything that comes from records is escaped: Jinja escapes text, ElementTree escapes pictures, and the embedded data
+cannot close its own element. A content policy in the page forbids the network even if something slipped through.
+(no torch)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from kvledger.records import Record
+
+from . import facets, svg, units
+from .answers import Sheet, sheets
+from .columns import columns
+from .document import to_json
+from .facets import Choice, Keys, Panel, matches
+from .figures import MEASURES, pareto
+from .memory import lives
+from .palette import Style, styles
+from .summary import EMPTY, Glance, describe, glances, notes
+from .tables import Row, aggregate
+from .turns import by_turn
+
+_MOST_PANELS, _MOST_LIVES, _MOST_ROWS = 8, 8, 150
+
+
+def write(records: Sequence[Record], path: str | Path) -> Path:
+    """Writes the page and returns its path. No records give a page that says so."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(render(records), encoding="utf-8")
+    return target
+
+
+def render(records: Sequence[Record]) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"points": units.points, "percent": units.percent, "bare": _bare, "keep": units.keep}
+    template = environment.from_string(_resource("page.html.j2"))
+    shared = {
+        "style": Markup(svg.style_sheet() + _resource("page.css")),
+        "script": Markup(_resource("page.js")),
+        "wording": facets.wording,
+        "data": Markup(_embedded(to_json(records))),
+    }
+    return template.render(**shared, **(_view(records) if records else {"empty": EMPTY}))
+
+
+def _resource(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _embedded(document: dict[str, Any]) -> str:
+    """JSON for a script element: no character in it can end the element or start a comment."""
+    text = json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _bare(fraction: float) -> str:
+    """A percentage without its sign, for columns headed by it."""
+    return units.points(fraction)
+
+
+def _view(records: Sequence[Record]) -> dict[str, Any]:
+    rows = aggregate(records)
+    run = describe(records, rows)
+    look = styles(row.line for row in rows if not row.full)
+    life_panels, left_out = lives(rows, look)
+    keep = _usual_keep(rows)
+    return {
+        "empty": "",
+        "run": run,
+        "notes": notes(records, rows),
+        "keys": [(line, Markup(_swatch(style)), style.css) for line, style in look.items()],
+        "glances": _glance_section(glances(rows)),
+        "pareto": _section("pareto", pareto(rows, look), {"measure": MEASURES[0].name}, _MOST_PANELS),
+        "turns": _section("turns", by_turn(rows, look), {"keep": keep}, _MOST_PANELS),
+        "lives": _section("lives", life_panels, {"keep": keep}, _MOST_LIVES) | {"left_out": left_out},
+        "answers": _answer_section(sheets(records)),
+        "table": _table(rows),
+    }
+
+
+def _usual_keep(rows: Sequence[Row]) -> str:
+    """The keep at which most recipes were run; of several the smallest, where recipes differ most."""
+    keeps = [row.keep for row in rows if not row.full]
+    return units.keep(min(set(keeps), key=lambda keep: (-keeps.count(keep), keep))) if keeps else ""
+
+
+def _swatch(style: Style) -> str:
+    root = svg.ET.Element("svg", {"viewBox": "0 0 26 12", "class": "plot swatch", "aria-hidden": "true"})
+    group = svg.put(root, "g", style=f"--c:{style.css}")
+    svg.put(group, "path", class_="line", d="M1,6L25,6")
+    svg.marker(group, style.shape, 13, 6, class_="mark on")
+    return svg.text_of(root)
+
+
+def _section(name: str, panels: Sequence[Panel], single: Keys, limit: int) -> dict[str, Any]:
+    chosen = facets.choices([panel.keys for panel in panels], single, limit)
+    items = [{"panel": panel, "svg": Markup(panel.svg), "shown": _shown(panel.keys, chosen)} for panel in panels]
+    return {"name": name, "choices": chosen, "items": items}
+
+
+def _shown(keys: Keys, chosen: Sequence[Choice]) -> bool:
+    return matches(keys, {choice.key: choice.chosen for choice in chosen})
+
+
+def _glance_section(tables: Sequence[Glance]) -> dict[str, Any]:
+    keys = [{name: str(value) for name, value in table.scope._asdict().items()} for table in tables]
+    chosen = facets.choices(keys, {}, 2)
+    items = [
+        {"keys": key, "table": table, "shown": _shown(key, chosen), "caption": _scope_words(key, chosen)}
+        for key, table in zip(keys, tables, strict=True)
+    ]
+    return {"name": "glance", "choices": chosen, "items": items}
+
+
+def _scope_words(key: Keys, chosen: Sequence[Choice]) -> str:
+    return " · ".join(facets.wording(choice.key, key[choice.key]) for choice in chosen)
+
+
+def _answer_section(found: Sequence[Sheet]) -> dict[str, Any]:
+    keys = [facets.keys_of(sheet.setting) for sheet in found]
+    chosen = facets.choices(keys, {}, 1)
+    items = [
+        {"keys": key, "sheet": sheet, "shown": _shown(key, chosen)} for key, sheet in zip(keys, found, strict=True)
+    ]
+    return {"name": "answers", "choices": chosen, "items": items}
+
+
+def _table(rows: Sequence[Row]) -> dict[str, Any]:
+    heads = columns(rows)
+    keys = [facets.keys_of(row.setting, keep="" if row.full else units.keep(row.keep)) for row in rows]
+    chosen = facets.choices(keys, {}, _MOST_ROWS)
+    chosen = [choice if choice.key != "keep" else Choice("keep", choice.options, "", True) for choice in chosen]
+    items = [
+        {"keys": key, "row": row, "cells": [head.cell(row) for head in heads], "shown": _shown(key, chosen)}
+        for key, row in zip(keys, rows, strict=True)
+    ]
+    return {"name": "table", "choices": chosen, "heads": heads, "items": items}

@@ -1,0 +1,186 @@
+"""Rows -> what a reader sees first: what was run, one line a recipe, and what is missing.  (no torch)"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from kvledger.records import Record
+
+from . import units
+from .tables import Row, Setting, baseline_setting, unique
+
+EMPTY = "No records yet. Run a sweep first; every answered turn appends one record, and the report is made of those."
+
+
+class Column(NamedTuple):
+    task: str
+    mode: str
+
+
+class Scope(NamedTuple):
+    """What one glance table holds fixed: everything of a Setting but task and mode."""
+
+    model: str
+    visibility: str
+    history: str
+    context: int
+    chunk: int
+
+
+@dataclass(frozen=True)
+class GlanceRow:
+    """One recipe over all columns. Fractions are unweighted means over the columns that it has."""
+
+    recipe: str
+    line: str
+    keep: float
+    full: bool
+    cells: dict[Column, Row]
+    best: frozenset[Column]
+    stored: float
+    peak: float
+    footprint: float
+    byte_footprint: float
+
+
+@dataclass(frozen=True)
+class Glance:
+    scope: Scope
+    columns: tuple[Column, ...]
+    rows: tuple[GlanceRow, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was run, as lists of the distinct values."""
+
+    records: int
+    models: tuple[str, ...]
+    recipes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    modes: tuple[str, ...]
+    visibilities: tuple[str, ...]
+    histories: tuple[str, ...]
+    contexts: tuple[int, ...]
+    chunks: tuple[int, ...]
+    seeds: tuple[int, ...]
+    keeps: tuple[float, ...]
+    samples: tuple[int, int]
+    turns: int
+    versions: tuple[str, ...]
+
+
+def scope_of(setting: Setting) -> Scope:
+    return Scope(*(getattr(setting, name) for name in Scope._fields))
+
+
+def describe(records: Sequence[Record], rows: Sequence[Row]) -> Run:
+    """`rows` are the aggregate of `records`, both not empty; their order decides the order of tasks and modes."""
+
+    def seen(name: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(getattr(row.setting, name) for row in rows))
+
+    return Run(
+        records=len(unique(records)),
+        models=seen("model"),
+        recipes=tuple(dict.fromkeys(row.recipe for row in sorted(rows, key=lambda r: (not r.full, r.line, -r.keep)))),
+        tasks=seen("task"),
+        modes=seen("mode"),
+        visibilities=seen("visibility"),
+        histories=seen("history"),
+        contexts=tuple(sorted({row.setting.context for row in rows})),
+        chunks=tuple(sorted({row.setting.chunk for row in rows})),
+        seeds=tuple(sorted({record.seed for record in records})),
+        keeps=tuple(sorted({row.keep for row in rows if not row.full})),
+        samples=(min(row.samples for row in rows), max(row.samples for row in rows)),
+        turns=max(len(row.by_turn) for row in rows),
+        versions=tuple(sorted({record.versions for record in records if record.versions})),
+    )
+
+
+def glances(rows: Sequence[Row]) -> list[Glance]:
+    """One table for each scope, its columns being task x mode."""
+    scopes: dict[Scope, list[Row]] = defaultdict(list)
+    for row in rows:
+        scopes[scope_of(row.setting)].append(row)
+    if len(scopes) > 1:
+        _lend_baselines(rows, scopes)
+    return [_glance(scope, group) for scope, group in scopes.items() if any(not row.full for row in group)] or [
+        _glance(scope, group) for scope, group in scopes.items()
+    ]
+
+
+def _lend_baselines(rows: Sequence[Row], scopes: dict[Scope, list[Row]]) -> None:
+    """A full cache that was run for one visibility or chunk also heads the tables of the others."""
+    full = {row.setting: row for row in rows if row.full}
+    for row in rows:
+        group = scopes[scope_of(row.setting)]
+        source = baseline_setting(row.setting, full)
+        if source is not None and not any(r.full and r.setting[1:3] == row.setting[1:3] for r in group):
+            group.append(full[source])
+
+
+def _glance(scope: Scope, group: Sequence[Row]) -> Glance:
+    columns = tuple(dict.fromkeys(Column(row.setting.task, row.setting.mode) for row in group))
+    best = _best(group)
+    recipes: dict[str, list[Row]] = defaultdict(list)
+    for row in group:
+        recipes[row.recipe].append(row)
+    made = [_glance_row(cells, best) for cells in recipes.values()]
+    return Glance(scope, columns, tuple(sorted(made, key=lambda r: (not r.full, -r.keep, r.line, r.recipe))))
+
+
+def _best(group: Iterable[Row]) -> set[tuple[str, Column]]:
+    """(recipe, column) of the best scores at each keep, where several recipes compete. The full cache does not."""
+    rivals: dict[tuple[Column, float], list[Row]] = defaultdict(list)
+    for row in group:
+        if not row.full:
+            rivals[Column(row.setting.task, row.setting.mode), row.keep].append(row)
+    winners: set[tuple[str, Column]] = set()
+    for (column, _), rows in rivals.items():
+        top = max(row.score.mean for row in rows)
+        if len(rows) > 1 and top > min(row.score.mean for row in rows):
+            winners.update((row.recipe, column) for row in rows if units.points(row.score.mean) == units.points(top))
+    return winners
+
+
+def _glance_row(rows: Sequence[Row], best: set[tuple[str, Column]]) -> GlanceRow:
+    cells = {Column(row.setting.task, row.setting.mode): row for row in rows}
+    head = rows[0]
+    return GlanceRow(
+        recipe=head.recipe,
+        line=head.line,
+        keep=head.keep,
+        full=head.full,
+        cells=cells,
+        best=frozenset(column for column in cells if (head.recipe, column) in best),
+        stored=fmean(row.memory.stored for row in rows),
+        peak=fmean(row.memory.peak for row in rows),
+        footprint=fmean(row.memory.footprint for row in rows),
+        byte_footprint=fmean(row.memory.byte_footprint for row in rows),
+    )
+
+
+def notes(records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
+    """What a reader must know before comparing: repeats, missing baselines, too few samples."""
+    found = []
+    repeats = len(records) - len(unique(records))
+    if repeats:
+        found.append(f"{units.plural(repeats, 'record')} repeated an earlier one; the first of each was taken.")
+    lonely = list(dict.fromkeys(row.setting.task for row in rows if row.against is None))
+    if lonely:
+        found.append(f"No full cache to compare with on {_listing(lonely)}: intervals there are of the score itself.")
+    if any(row.samples == 1 for row in rows):
+        found.append("Some rows rest on one sample: they have no interval, and say little.")
+    if len({row.samples for row in rows}) > 1:
+        found.append("Rows differ in their number of samples; the full table gives it for each.")
+    return found
+
+
+def _listing(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

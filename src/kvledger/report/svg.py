@@ -1,0 +1,191 @@
+"""Small parts of hand-made SVG: elements, scales, ticks, axes, markers, labels that keep out of each other's way.
+
+Built with ElementTree, so that text is escaped and the result is well-formed.  (no torch)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from xml.etree import ElementTree as ET
+
+from .units import clean
+
+NAMESPACE = "http://www.w3.org/2000/svg"
+Number = float | int
+
+
+def put(parent: ET.Element, tag: str, text: str | None = None, /, **attributes: str | Number) -> ET.Element:
+    """A child element. `class_` is class, other underscores are hyphens, numbers are rounded to a tenth of a unit."""
+    names = {name.rstrip("_").replace("_", "-"): _write(value) for name, value in attributes.items()}
+    child = ET.SubElement(parent, tag, names)
+    child.text = None if text is None else clean(text)
+    return child
+
+
+def _write(value: str | Number) -> str:
+    if isinstance(value, str):
+        return clean(value)
+    text = f"{value:.1f}".removesuffix(".0")
+    return "0" if text == "-0" else text
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Data to pixels, straight."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        span = (self.high - self.low) or 1.0
+        return self.start + (value - self.low) / span * (self.end - self.start)
+
+
+def nice_step(span: float, count: int, bases: Sequence[float] = (1, 2, 2.5, 5, 10)) -> float:
+    """The smallest round step that needs at most `count` steps for `span`."""
+    if span <= 0:
+        return 1.0
+    rough = span / count
+    power = 10 ** math.floor(math.log10(rough))
+    return next(base * power for base in bases if base * power >= rough * (1 - 1e-9))
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    step = nice_step(high - low, count)
+    first = math.ceil(low / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def token_ticks(high: float, count: int = 4) -> list[float]:
+    """Ticks in powers of two from 1024 upwards, as context lengths are."""
+    if high < 2048:
+        return ticks(0, high, count)
+    step = 2.0 ** math.ceil(math.log2(high / count) - 1e-9)
+    return [number * step for number in range(int(high // step) + 1)]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The plotting area of a panel, in the units of its viewBox."""
+
+    width: float = 420
+    height: float = 270
+    left: float = 44
+    right: float = 12
+    top: float = 26
+    bottom: float = 40
+
+    @property
+    def x1(self) -> float:
+        return self.width - self.right
+
+    @property
+    def y1(self) -> float:
+        return self.height - self.bottom
+
+
+def panel(frame: Frame, name: str, title: str, description: str) -> ET.Element:
+    """The root of a panel. `name` is unique on the page: title and description are tied to the picture by it."""
+    root = ET.Element("svg", {"viewBox": f"0 0 {frame.width:g} {frame.height:g}", "role": "img", "class": "plot"})
+    root.set("aria-labelledby", f"{name}-t {name}-d")
+    put(root, "title", title, id=f"{name}-t")
+    put(root, "desc", description, id=f"{name}-d")
+    return root
+
+
+def y_axis(root: ET.Element, frame: Frame, scale: Scale, marks: Sequence[float], write: Callable[[float], str]) -> None:
+    """Hairline grid with labels to its left; the lowest line is the axis."""
+    for mark in marks:
+        y = scale(mark)
+        kind = "axis" if abs(y - frame.y1) < 0.5 else "grid"
+        put(root, "line", class_=kind, x1=frame.left, x2=frame.x1, y1=y, y2=y)
+        put(root, "text", write(mark), class_="tick", x=frame.left - 7, y=y + 3.5, text_anchor="end")
+
+
+def x_axis(root: ET.Element, frame: Frame, scale: Scale, marks: Sequence[float], write: Callable[[float], str]) -> None:
+    for mark in marks:
+        x = scale(mark)
+        put(root, "line", class_="axis", x1=x, x2=x, y1=frame.y1, y2=frame.y1 + 4)
+        put(root, "text", write(mark), class_="tick", x=x, y=frame.y1 + 16, text_anchor="middle")
+
+
+def x_name(root: ET.Element, frame: Frame, text: str) -> None:
+    middle = (frame.left + frame.x1) / 2
+    put(root, "text", text, class_="name", x=middle, y=frame.height - 6, text_anchor="middle")
+
+
+def y_name(root: ET.Element, frame: Frame, text: str) -> None:
+    """Written flat above the axis, where it is read without turning the head."""
+    put(root, "text", text, class_="name", x=0, y=11)
+
+
+def path(spots: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{_write(x)},{_write(y)}" for x, y in spots)
+
+
+def marker(parent: ET.Element, shape: str, x: float, y: float, radius: float = 4.2, **attributes: str) -> ET.Element:
+    if shape == "circle":
+        return put(parent, "circle", cx=x, cy=y, r=radius, **attributes)
+    return put(parent, "path", d=_outline(shape, x, y, radius), **attributes)
+
+
+def _outline(shape: str, x: float, y: float, r: float) -> str:
+    """Shapes of about the area of the circle."""
+    if shape == "square":
+        a = r * 0.89
+        return path([(x - a, y - a), (x + a, y - a), (x + a, y + a), (x - a, y + a)]) + "Z"
+    if shape == "diamond":
+        a = r * 1.25
+        return path([(x, y - a), (x + a, y), (x, y + a), (x - a, y)]) + "Z"
+    a, sign = r * 1.2, 1 if shape == "down" else -1
+    return path([(x - a, y - sign * a * 0.72), (x + a, y - sign * a * 0.72), (x, y + sign * a)]) + "Z"
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions close to the wanted ones, at least `gap` apart and within [low, high] as far as there is room."""
+    order = sorted(range(len(wanted)), key=lambda number: wanted[number])
+    gap = min(gap, (high - low) / max(1, len(wanted) - 1)) if len(wanted) > 1 else gap
+    placed = [min(max(wanted[number], low), high) for number in order]
+    for number in range(1, len(placed)):
+        placed[number] = max(placed[number], placed[number - 1] + gap)
+    if placed and placed[-1] > high:
+        placed[-1] = high
+        for number in range(len(placed) - 2, -1, -1):
+            placed[number] = min(placed[number], placed[number + 1] - gap)
+    result = [0.0] * len(wanted)
+    for place, number in zip(placed, order, strict=True):
+        result[number] = place
+    return result
+
+
+def thin(spots: Sequence[tuple[float, float]], step: float = 0.4) -> list[tuple[float, float]]:
+    """Leaves out points that nobody could see: closer than `step` in both directions to the last one drawn."""
+    drawn = list(spots[:1])
+    for x, y in spots[1:]:
+        if abs(x - drawn[-1][0]) >= step or abs(y - drawn[-1][1]) >= step:
+            drawn.append((x, y))
+    return drawn if not spots or drawn[-1] == spots[-1] else [*drawn, spots[-1]]
+
+
+def text_of(root: ET.Element) -> str:
+    """For a place inside an HTML page, whose style sheet holds the colours."""
+    return ET.tostring(root, encoding="unicode")
+
+
+def style_sheet() -> str:
+    return (resources.files(__package__) / "figure.css").read_text(encoding="utf-8")
+
+
+def standalone(inline: str) -> str:
+    """A figure as a file of its own, for a README or a paper: with its namespace and its style sheet."""
+    root = ET.fromstring(inline)
+    root.set("xmlns", NAMESPACE)
+    sheet = ET.Element("style")
+    sheet.text = style_sheet()
+    root.insert(2, sheet)
+    return text_of(root)
