@@ -1,0 +1,51 @@
+"""Random strings of the synthetic tasks, in both forms.
+
+`full` is SCBench's: uuids, strings of character codes 65 to 122, five capital letters, five-digit values.  `small` is
+made of open syllables in capitals and of two-digit numbers, which a small vocabulary can hold as single tokens.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+
+from kvledger.tasks.base import Form
+
+SYLLABLES: tuple[str, ...] = tuple(c + v for c in "BCDFGHJKLMNPQRSTVWXZ" for v in "AEIOU")
+CODES = "".join(map(chr, range(65, 123)))
+CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def syllables(rng: random.Random, length: int) -> str:
+    return "".join(rng.choice(SYLLABLES) for _ in range(length))
+
+
+def letters(rng: random.Random, alphabet: str, length: int) -> str:
+    return "".join(rng.choice(alphabet) for _ in range(length))
+
+
+def identifier(rng: random.Random, form: Form) -> str:
+    """A key or value of Retr.KV: a uuid, or two syllables."""
+    return syllables(rng, 2) if form == "small" else str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def name(rng: random.Random, form: Form) -> str:
+    """A variable or word: five capitals, or one syllable."""
+    return syllables(rng, 1) if form == "small" else letters(rng, CAPITALS, 5)
+
+
+def number(rng: random.Random, form: Form) -> str:
+    """A variable's value: five digits, or two."""
+    return str(rng.randint(10, 99) if form == "small" else rng.randint(10_000, 99_999))
+
+
+def distinct(draw: Callable[[], str], count: int, taken: set[str] | None = None) -> list[str]:
+    """`count` different strings, none of which is in `taken`; those are added to it."""
+    seen = set() if taken is None else taken
+    found: list[str] = []
+    while len(found) < count:
+        if (word := draw()) not in seen:
+            seen.add(word)
+            found.append(word)
+    return found
