@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -191,17 +192,25 @@ def _left_labels(
     starts = {name: min(points, key=lambda row: measure.of(row.memory)) for name, points in named.items()}
     column = min(x(measure.of(row.memory)) for row in starts.values()) - 16
     room = int((column - frame.left - 4) / _LABEL_ADVANCE)
-    if room < 8 or len(starts) > _MOST_LABELS:
+    # The legend has all names; half a name here could be read as another method's.
+    starts = {name: row for name, row in starts.items() if len(short(name)) <= room}
+    if len(starts) > _MOST_LABELS:
         return
     heights = [y(row.score.mean) for row in starts.values()]
-    placed = svg.spread(heights, _LABEL_GAP, frame.top + 6, frame.y1 - 16)
+    placed = svg.spread(heights, _LABEL_GAP, frame.top + 6, frame.y1 - 20)
     for (name, row), height, place in zip(starts.items(), heights, placed, strict=True):
         label(root, name, column, place, room, styles[name], "end")
         end = x(measure.of(row.memory)) - 5.5
         put(root, "path", class_="leader", d=svg.path([(column + 2, place), (column + 7, place), (end, height)]))
 
 
+def short(name: str) -> str:
+    """Without parameters: `snapkv + kivi(bits=4)` -> `snapkv + kivi`."""
+    return re.sub(r"\([^()]*\)", "", name)
+
+
 def label(root: ET.Element, name: str, x: float, y: float, room: int, style: Style, anchor: str) -> None:
-    words = name if len(name) <= room else name[: room - 1].rstrip(" (+") + "…"
+    words = name if len(name) <= room else short(name)
+    words = words if len(words) <= room else words[: room - 1] + "…"
     colour = f"--c:{style.css}"
     put(root, "text", words, class_="label halo", x=x, y=y + 3.8, text_anchor=anchor, data_line=name, style=colour)

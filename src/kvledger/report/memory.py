@@ -19,6 +19,7 @@ from .tables import Life, Row
 
 Point = tuple[int, float, str]
 _GAP = 10
+_HEADROOM = 16  # for the names of the questions, above everything drawn
 _TURN_SHARE = (0.34, 0.6)  # of the width, for the turns: never too narrow to see, never all
 _MOST_BANDS = 40
 _MOST_PANELS = 160
@@ -41,11 +42,12 @@ def lives(rows: Sequence[Row], styles: Mapping[str, Style]) -> tuple[list[Panel]
     names = varying(row.setting for row in rows)
     made: list[Panel] = []
     left_out = 0
+    drawn = _tasks_drawn(rows)
     for number, group in enumerate(groups(rows)):
         for place, row in enumerate(group.rows):
             if row.life is None:
                 continue
-            if len(made) >= _MOST_PANELS:
+            if row.setting.task not in drawn or len(made) >= _MOST_PANELS:
                 left_out += 1
                 continue
             where = caption(row.setting, names)
@@ -54,20 +56,26 @@ def lives(rows: Sequence[Row], styles: Mapping[str, Style]) -> tuple[list[Panel]
     return made, left_out
 
 
+def _tasks_drawn(rows: Sequence[Row]) -> set[str]:
+    """All tasks, or the first one where all would be too many: what is kept depends little on what is asked."""
+    tasks = list(dict.fromkeys(row.setting.task for row in rows))
+    return set(tasks if sum(not row.full for row in rows) <= _MOST_PANELS else tasks[:1])
+
+
 def _panel(row: Row, life: Life, style: Style, name: str, where: str) -> str:
     frame = Frame(height=220, right=14)
     points = life.curve
     root = svg.panel(frame, name, f"Memory over one request: {row.recipe}, {where}", _words(row, life))
     axis = _axis(points, frame)
     top = max(max(seen, alive) for seen, alive, _ in points)
-    y = Scale(0, top * 1.02, frame.y1, frame.top)
+    y = Scale(0, top, frame.y1, frame.top + _HEADROOM)
     _bands(root, frame, axis, points)
     svg.y_axis(root, frame, y, svg.token_ticks(top), units.tokens)
     _ticks(root, frame, axis, points)
     svg.y_name(root, frame, "entries alive, mean of all heads")
     for kind, values in (("full", [(seen, float(seen), event) for seen, _, event in points]), ("alive", list(points))):
         _curve(root, frame, axis, y, values, kind, style)
-    _peak(root, frame, axis, y, points, life, style)
+    _marks(root, frame, axis, y, points, life, style)
     return svg.text_of(root)
 
 
@@ -158,16 +166,17 @@ def _curve(
         put(group, "path", class_="line", d=svg.path(spots))
 
 
-def _peak(
+def _marks(
     root: ET.Element, frame: Frame, axis: Axis, y: Scale, points: Sequence[Point], life: Life, style: Style
 ) -> None:
+    """The peak, and what is left at the end, both against the full cache."""
     top = max(range(len(points)), key=lambda number: points[number][1])
-    px = axis(points[top][0], top >= _first_turn(points))
-    py = y(points[top][1])
+    px, py = axis(points[top][0], top >= _first_turn(points)), y(points[top][1])
     group = put(root, "g", style=f"--c:{style.css}")
     svg.marker(group, style.shape, px, py, 3.6, class_="mark off")
-    words = f"peak {units.percent(life.peak, 0)}"
-    if px > frame.x1 - 70:
-        put(group, "text", words, class_="label halo", x=px - 7, y=py - 8, text_anchor="end")
-    else:
-        put(group, "text", words, class_="label halo", x=px, y=py - 8, text_anchor="middle")
+    words, anchor = f"peak {units.percent(life.peak, 0)}", "end"
+    put(group, "text", words, class_="label halo", x=px + 4, y=py - 8, text_anchor=anchor)
+    seen, alive, _ = points[-1]
+    if frame.x1 - px > 60 and seen:
+        words = f"at the end {units.percent(alive / seen, 0)}"
+        put(group, "text", words, class_="label halo", x=frame.x1, y=y(alive) - 7, text_anchor=anchor)

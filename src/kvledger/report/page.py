@@ -8,7 +8,9 @@ cannot close its own element. A content policy in the page forbids the network e
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from .summary import EMPTY, Glance, describe, glances, notes
 from .tables import Row, aggregate
 from .turns import by_turn
 
-_MOST_PANELS, _MOST_LIVES, _MOST_ROWS = 8, 8, 150
+_MOST_PANELS, _MOST_LIVES, _MOST_ROWS, _MOST_GLANCED = 8, 8, 150, 20
 
 
 def write(records: Sequence[Record], path: str | Path) -> Path:
@@ -43,7 +45,7 @@ def write(records: Sequence[Record], path: str | Path) -> Path:
 
 def render(records: Sequence[Record]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"points": units.points, "percent": units.percent, "bare": _bare, "keep": units.keep}
+    environment.filters |= {"points": units.points, "bare": _bare, "keep": units.keep, "count": units.count}
     template = environment.from_string(_resource("page.html.j2"))
     shared = {
         "style": Markup(svg.style_sheet() + _resource("page.css")),
@@ -80,19 +82,21 @@ def _view(records: Sequence[Record]) -> dict[str, Any]:
         "run": run,
         "notes": notes(records, rows),
         "keys": [(line, Markup(_swatch(style)), style.css) for line, style in look.items()],
-        "glances": _glance_section(glances(rows)),
+        "glances": _glance_section(glances(rows), keep),
+        "methods": len(look),
         "pareto": _section("pareto", pareto(rows, look), {"measure": MEASURES[0].name}, _MOST_PANELS),
         "turns": _section("turns", by_turn(rows, look), {"keep": keep}, _MOST_PANELS),
         "lives": _section("lives", life_panels, {"keep": keep}, _MOST_LIVES) | {"left_out": left_out},
-        "answers": _answer_section(sheets(records)),
+        "answers": _answer_section(sheets(records), keep),
         "table": _table(rows),
     }
 
 
 def _usual_keep(rows: Sequence[Row]) -> str:
-    """The keep at which most recipes were run; of several the smallest, where recipes differ most."""
-    keeps = [row.keep for row in rows if not row.full]
-    return units.keep(min(set(keeps), key=lambda keep: (-keeps.count(keep), keep))) if keeps else ""
+    """The keep at which most recipes were run; of several the one in the middle."""
+    counts = Counter(row.keep for row in rows if not row.full)
+    usual = sorted(keep for keep, count in counts.items() if count == max(counts.values()))
+    return units.keep(usual[(len(usual) - 1) // 2]) if usual else ""
 
 
 def _swatch(style: Style) -> str:
@@ -113,34 +117,44 @@ def _shown(keys: Keys, chosen: Sequence[Choice]) -> bool:
     return matches(keys, {choice.key: choice.chosen for choice in chosen})
 
 
-def _glance_section(tables: Sequence[Glance]) -> dict[str, Any]:
+def _glance_section(tables: Sequence[Glance], keep: str) -> dict[str, Any]:
+    """One table at a time, and one keep where all of them would no longer be a glance."""
     keys = [{name: str(value) for name, value in table.scope._asdict().items()} for table in tables]
-    chosen = facets.choices(keys, {}, 2)
+    keeps = sorted({row.keep for table in tables for row in table.rows if not row.full})
+    long = max(len(table.rows) for table in tables) > _MOST_GLANCED
+    chosen = facets.choices(keys, {}, 1) + _keep_choice(keeps, keep if long else "")
     items = [
         {"keys": key, "table": table, "shown": _shown(key, chosen), "caption": _scope_words(key, chosen)}
         for key, table in zip(keys, tables, strict=True)
     ]
-    return {"name": "glance", "choices": chosen, "items": items}
+    return {"name": "glance", "choices": chosen, "items": items, "keep": keep if long else ""}
+
+
+def _keep_choice(keeps: Sequence[float], chosen: str) -> list[Choice]:
+    """A selector for the rows inside of tables, which may also show all keeps."""
+    options = facets.choices([{"keep": units.keep(keep)} for keep in keeps], {}, 0)
+    return [replace(choice, chosen=chosen, allow_all=True) for choice in options]
 
 
 def _scope_words(key: Keys, chosen: Sequence[Choice]) -> str:
-    return " · ".join(facets.wording(choice.key, key[choice.key]) for choice in chosen)
+    return " · ".join(facets.wording(choice.key, key[choice.key]) for choice in chosen if choice.key in key)
 
 
-def _answer_section(found: Sequence[Sheet]) -> dict[str, Any]:
+def _answer_section(found: Sequence[Sheet], keep: str) -> dict[str, Any]:
     keys = [facets.keys_of(sheet.setting) for sheet in found]
-    chosen = facets.choices(keys, {}, 1)
+    keeps = sorted({script.keep for sheet in found for script in sheet.scripts if not script.full})
+    chosen = facets.choices(keys, {}, 1) + _keep_choice(keeps, keep)
     items = [
         {"keys": key, "sheet": sheet, "shown": _shown(key, chosen)} for key, sheet in zip(keys, found, strict=True)
     ]
-    return {"name": "answers", "choices": chosen, "items": items}
+    return {"name": "answers", "choices": chosen, "items": items, "keep": keep}
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
     heads = columns(rows)
     keys = [facets.keys_of(row.setting, keep="" if row.full else units.keep(row.keep)) for row in rows]
     chosen = facets.choices(keys, {}, _MOST_ROWS)
-    chosen = [choice if choice.key != "keep" else Choice("keep", choice.options, "", True) for choice in chosen]
+    chosen = [replace(choice, chosen="") if choice.key == "keep" else choice for choice in chosen]
     items = [
         {"keys": key, "row": row, "cells": [head.cell(row) for head in heads], "shown": _shown(key, chosen)}
         for key, row in zip(keys, rows, strict=True)

@@ -63,5 +63,10 @@ def keep(value: float) -> str:
     return f"{value:g}"
 
 
+def count(value: int) -> str:
+    """Thousands apart by a narrow space, from five digits on."""
+    return f"{value:,}".replace(",", "\u202f") if value >= 10_000 else str(value)
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
