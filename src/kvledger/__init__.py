@@ -32,7 +32,7 @@ _HOME = {
     "Sample": "kvledger.tasks.base:Sample",
     "Turn": "kvledger.tasks.base:Turn",
 }
-__all__ = list(_HOME)  # noqa: PLE0604
+__all__ = list(_HOME)
 __version__ = "0.1.0"
 
 

@@ -84,7 +84,9 @@ def parse(text: str) -> Recipe:
         raise ValueError(f"cannot read the recipe {text!r}: write it like 'snapkv(keep=0.3)'") from None
     parts = tuple(_build(node, text) for node in _terms(tree))
     if len(parts) > 1:
-        raise ValueError(f"{text!r} has {len(parts)} parts, and two compression methods cannot share one cache: name one")
+        raise ValueError(
+            f"{text!r} has {len(parts)} parts, and two compression methods cannot share one cache: name one"
+        )
     return Recipe(parts)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -37,6 +37,8 @@ class Cell:
     seed: int
     history: str = "gold"
     form: str = "small"
+    weights: str = ""  # fingerprint of the model's parameters
+    version: str = ""  # of this package: its tasks and methods
 
     @property
     def key(self) -> str:
@@ -105,3 +107,40 @@ def parse(line: str) -> Record:
         raise ValueError(f"not a record: missing {sorted(_NAMES - got)}, unknown {sorted(got - _NAMES)}")
     facts["curve"] = tuple((int(t), float(alive), str(event)) for t, alive, event in facts["curve"])
     return Record(**facts)
+
+
+def read(directory: Path) -> tuple[list[Record], list[str]]:
+    """All records under `directory/records`, each (cell, sample, turn) once, and a line about each damaged one."""
+    records: dict[tuple[str, int, int], Record] = {}
+    damaged = []
+    for path in sorted((directory / "records").glob("*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = parse(line)
+            except (ValueError, TypeError) as error:
+                damaged.append(f"{path}:{number}: damaged record skipped ({str(error)[:80]})")
+                continue
+            records.setdefault((record.cell, record.sample, record.turn), record)
+    return list(records.values()), damaged
+
+
+class Log:
+    """Appends records, one line each, on disk before the next turn starts. Nobody rewrites."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / "records" / "turns.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n")
+        self._file = self.path.open("a", encoding="utf-8")
+        if torn:  # a killed run left half a line: end it, so that it damages no other
+            self._file.write("\n")
+
+    def append(self, record: Record) -> None:
+        self._file.write(record.line() + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()

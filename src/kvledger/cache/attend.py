@@ -38,7 +38,9 @@ def attend(
     for b in range(q.shape[0]):
         real = valid[b]
         segments = range(b * arena.heads, (b + 1) * arena.heads)
-        part, lse = _read(q[b : b + 1, :, real], k[b : b + 1, :, real], v[b : b + 1, :, real], arena, segments, scale, softcap)
+        part, lse = _read(
+            q[b : b + 1, :, real], k[b : b + 1, :, real], v[b : b + 1, :, real], arena, segments, scale, softcap
+        )
         result[b : b + 1, :, real] = _weigh_sinks(part, lse, sinks)
     return result
 
@@ -74,7 +76,12 @@ def _over_rows(
 ) -> tuple[Tensor, Tensor]:
     """`q` [s, X, Y, Dk] over all but the last `skip` rows of each segment, without a mask."""
     parts = [
-        sdpa(q[run.start - segments.start : run.stop - segments.start], *_rows(arena, run, skip, q.shape[1]), scale, softcap)
+        sdpa(
+            q[run.start - segments.start : run.stop - segments.start],
+            *_rows(arena, run, skip, q.shape[1]),
+            scale,
+            softcap,
+        )
         for run in equal_runs(arena, segments)
     ]
     if len(parts) == 1:
@@ -105,7 +112,9 @@ def _rows(arena: Arena, run: range, skip: int, heads: int) -> tuple[Tensor, Tens
 
     def view(buffer: Tensor) -> Tensor:
         D = buffer.shape[-1]
-        return buffer.as_strided((len(run), heads, n, D), (gap * D, 0, D, 1), buffer.storage_offset() + arena.start[first] * D)
+        return buffer.as_strided(
+            (len(run), heads, n, D), (gap * D, 0, D, 1), buffer.storage_offset() + arena.start[first] * D
+        )
 
     return view(arena.k), view(arena.v)
 
@@ -126,7 +135,9 @@ def sdpa(
     return _explicit(q, k, v, scale, softcap, causal)
 
 
-def _explicit(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, causal: bool) -> tuple[Tensor, Tensor]:
+def _explicit(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, causal: bool
+) -> tuple[Tensor, Tensor]:
     logits = (q @ k.transpose(-1, -2)).to(torch.float64 if q.dtype == torch.float64 else torch.float32) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -140,7 +151,9 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | No
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
     """Join two attention results over disjoint rows: softmax weights follow from their log-sum-exp."""
     total = torch.logaddexp(lse, other_lse)
-    joined = out * (lse - total).exp()[..., None].to(out.dtype) + other * (other_lse - total).exp()[..., None].to(out.dtype)
+    joined = out * (lse - total).exp()[..., None].to(out.dtype) + other * (other_lse - total).exp()[..., None].to(
+        out.dtype
+    )
     return joined, total
 
 

@@ -69,7 +69,9 @@ def attention_function(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer is not None:
         if isinstance(attention_mask, Tensor) or (attention_mask is not None and not attention_mask.plain_causal):
-            raise ValueError("kvledger attends causally to what it stores; 4D, packed or bidirectional masks have no place")
+            raise ValueError(
+                "kvledger attends causally to what it stores; 4D, packed or bidirectional masks have no place"
+            )
         valid = None if attention_mask is None else attention_mask.valid
         out = layer.attend(query, key, value, scale, valid, softcap=softcap, sinks=s_aux)
         return out.transpose(1, 2).contiguous(), None

@@ -35,7 +35,9 @@ def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
     slots = [i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer]
     if not slots:
         kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers})) or "no layers"
-        raise ValueError(f"{model.config.model_type!r} has no full-attention layer whose cache could be compressed ({kinds})")
+        raise ValueError(
+            f"{model.config.model_type!r} has no full-attention layer whose cache could be compressed ({kinds})"
+        )
     run = Run(recipe.method, len(slots))
     for slot, i in enumerate(slots):
         cache.layers[i] = ArenaLayer(slot, run)

@@ -88,7 +88,14 @@ class ArenaLayer(CacheLayerMixin):
     # ---- what the attention function calls -----------------------------------------------------------------------
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, valid: Tensor | None, softcap: float | None, sinks: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        valid: Tensor | None,
+        softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         """Store the new rows, attend over all, drop what the schedule says. [B, Hq, T, Dk] -> [B, Hq, T, Dv]."""
         self.pending = False
@@ -181,9 +188,22 @@ class ArenaLayer(CacheLayerMixin):
         seen = arena.seen[b]
         positions = arena.positions(segments[0], candidates + probe)[:candidates]
         query_positions = torch.arange(seen - queries.shape[2], seen, device=positions.device)
-        recent = positions >= (seen - queries.shape[2]) if queries.shape[2] else torch.zeros_like(positions, dtype=torch.bool)
+        recent = (
+            positions >= (seen - queries.shape[2])
+            if queries.shape[2]
+            else torch.zeros_like(positions, dtype=torch.bool)
+        )
         return View(
-            self.slot, self.run.layers, rows(arena.k), rows(arena.v), positions, queries, query_positions, scale, recent, budget
+            self.slot,
+            self.run.layers,
+            rows(arena.k),
+            rows(arena.v),
+            positions,
+            queries,
+            query_positions,
+            scale,
+            recent,
+            budget,
         )
 
     def take_back(self, tokens: int, probe: bool = False) -> None:

@@ -31,9 +31,10 @@ def load(name: str, dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"cannot load the model {name!r} (choices: 'zoo', a folder, a hub id): {reason}") from error
-    model = model.to(device).eval()
-    use(model)
-    return model, tokenizer
+    ready: Any = model.eval()
+    ready = ready.to(device)
+    use(ready)
+    return ready, tokenizer
 
 
 class Attached:

@@ -63,8 +63,10 @@ class Session:
         self._unread: list[int] = []  # history that the cache has not seen yet
         self._turns = 0
         self._held = (0, 0)
-        self._started = 0.0
-        self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        self._reading_seconds = 0.0  # of the context, charged to the first turn of each request
+        self._short_logits = (
+            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        )
 
     @property
     def ledger(self) -> Ledger:
@@ -79,13 +81,14 @@ class Session:
         judged by the prompt's last queries (arXiv 2506.17121 §3), at the price of reading them again with every chunk."""
         if self.tokens:
             raise ValueError("this session has read its context; open another, or fork before reading")
-        self._started = time.perf_counter()
+        started = time.perf_counter()
         before, after = self.chat.opening(context, question or "")
         ids = before + (after if question is not None else [])
         self.check_length(len(ids))
         self._read(ids, patched)
         self._turns = 0 if question is None else 1
         self._note_bytes()
+        self._reading_seconds = time.perf_counter() - started
 
     def ask(self, question: str, max_new_tokens: int = 64, gold: str | None = None) -> str:
         """Answer greedily, and stay: the next question sees this turn. `gold`, if given, is what history shows instead of
@@ -94,8 +97,7 @@ class Session:
 
     def turn(self, question: str, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
         """`ask` with its figures."""
-        if self._turns or not self._started:
-            self._started = time.perf_counter()
+        started = time.perf_counter()
         self._note_bytes()
         if not self.tokens:
             before, after = self.chat.opening("", question)
@@ -108,21 +110,22 @@ class Session:
         self._turns += 1
         for start in range(0, len(ids), self.chunk or len(ids)):
             self._forward(ids[start : start + (self.chunk or len(ids))], "ask")
+        self._reading_seconds += time.perf_counter() - started
         return self.answer(max_new_tokens, gold)
 
     def answer(self, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
         """Generate the answer to a question that has been read."""
         if self._logits is None:
             raise ValueError("nothing has been read that could be answered")
-        prompt_tokens = self.tokens
+        prompt_tokens, started = self.tokens, time.perf_counter() - self._reading_seconds
         marks = self._mark() if gold is not None else None
-        new, ttft = self._decode(max_new_tokens)
+        new, first = self._decode(max_new_tokens)
         if marks is not None:
             assert gold is not None
             self._rollback(marks)
             self._unread = self.chat.answer(gold)
-        seconds = time.perf_counter() - self._started
-        return Answer(self.chat.text(new), prompt_tokens, len(new), *self._held, ttft, seconds)
+        self._reading_seconds, seconds = 0.0, time.perf_counter() - started
+        return Answer(self.chat.text(new), prompt_tokens, len(new), *self._held, first - started, seconds)
 
     def fork(self) -> Session:
         """An independent continuation from here; memory is shared until one side writes."""
@@ -145,7 +148,9 @@ class Session:
         method, size = self.recipe.method, self.chunk or len(ids)
         patch = ids[-method.window :] if patched and method.window else []
         if patch and len(caches.arenas(self.cache)) != len(self.cache.layers):
-            raise ValueError("patched reading needs every layer to be a full-attention layer: others cannot forget the patch")
+            raise ValueError(
+                "patched reading needs every layer to be a full-attention layer: others cannot forget the patch"
+            )
         self.run.reading = method.keep < 1
         starts = range(0, len(ids), size)
         for start in starts:
@@ -167,19 +172,20 @@ class Session:
         self.tokens += len(ids)
 
     def _decode(self, max_new_tokens: int) -> tuple[list[int], float]:
-        """Greedy tokens, the stop token left out, and the seconds to the first of them."""
-        stop, new, ttft = self._stop_ids(), [], 0.0
+        """Greedy tokens, the stop token left out, and the moment of the first of them."""
+        new: list[int] = []
+        stop, first = self._stop_ids(), 0.0
         while len(new) < max_new_tokens:
             assert self._logits is not None
             token = int(self._logits.argmax())
-            ttft = ttft or time.perf_counter() - self._started
+            first = first or time.perf_counter()
             if token in stop:
-                return new, ttft
+                return new, first
             new.append(token)
             if len(new) < max_new_tokens:
                 self._forward([token], "decode")
         self._unread = new[-1:]
-        return new, ttft
+        return new, first
 
     def _stop_ids(self) -> set[int]:
         eos = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
@@ -192,7 +198,9 @@ class Session:
     def _mark(self) -> list[Any]:
         """Where each layer is; layers that cannot be cropped (sliding windows, states) are copied."""
         return [
-            (layer.columns, copy.copy(layer.arena.mark())) if isinstance(layer, ArenaLayer) and layer.arena else copy.deepcopy(layer)
+            (layer.columns, copy.copy(layer.arena.mark()))
+            if isinstance(layer, ArenaLayer) and layer.arena
+            else copy.deepcopy(layer)
             for layer in self.cache.layers
         ]
 

@@ -16,7 +16,9 @@ from kvledger.methods.snapkv import SnapKV
 from kvledger.recipe import Row, register
 
 
-@register(Row("adakv", "compression", "across heads", "last queries", "arXiv 2407.11550", "SnapKV, heads compete for rows"))
+@register(
+    Row("adakv", "compression", "across heads", "last queries", "arXiv 2407.11550", "SnapKV, heads compete for rows")
+)
 @dataclass(frozen=True, kw_only=True)
 class AdaKV(SnapKV):
     """floor: the fraction of its even share that no head can lose."""

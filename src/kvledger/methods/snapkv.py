@@ -16,7 +16,9 @@ from kvledger.methods.base import Method, View, window_attention
 from kvledger.recipe import Row, register
 
 
-@register(Row("snapkv", "compression", "head", "last queries", "arXiv 2404.14469", "rows that the last queries look at"))
+@register(
+    Row("snapkv", "compression", "head", "last queries", "arXiv 2404.14469", "rows that the last queries look at")
+)
 @dataclass(frozen=True, kw_only=True)
 class SnapKV(Method):
     """window: how many last queries vote, and whose rows stay. kernel, pool: smoothing over neighbours, "avg" or "max"."""

@@ -15,7 +15,9 @@ from kvledger.methods.base import Method, View
 from kvledger.recipe import Row, register
 
 
-@register(Row("streaming", "compression", "layer", "-", "arXiv 2309.17453", "first tokens (sinks) and the most recent ones"))
+@register(
+    Row("streaming", "compression", "layer", "-", "arXiv 2309.17453", "first tokens (sinks) and the most recent ones")
+)
 @dataclass(frozen=True, kw_only=True)
 class Streaming(Method):
     """sinks: how many of the first tokens stay for good."""

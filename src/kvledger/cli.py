@@ -1,0 +1,210 @@
+"""The command line: demo · run · report · methods · tasks. Bodies import late, so that `--help` does not pay for torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+DEMO = {
+    "recipes": [
+        "full",
+        *(
+            f"{name}(keep={keep})"
+            for keep in (0.2, 0.5)
+            for name in ("random", "streaming", "snapkv", "pyramidkv", "adakv")
+        ),
+        *(f"snapkv(keep={keep}, when='chunk')" for keep in (0.2, 0.5)),
+    ],
+    "tasks": ["scbench/kv", "scbench/many_shot"],
+    "modes": ["multi-turn", "multi-request"],
+    "visibility": ["hidden", "visible"],
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Errors a user can mend are one line on stderr and exit status 2."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.body(arguments) or 0)
+    except (ValueError, RuntimeError) as error:
+        print(f"kvledger: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kvledger: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with the nearest option in its one-line error."""
+
+    def error(self, message: str) -> Any:
+        from kvledger.recipe import nearest
+
+        options = [option for action in self._actions for option in action.option_strings]
+        commands = [name for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
+        for word in message.split():
+            if word.startswith("--"):
+                message += nearest(word, options)
+            elif message.startswith("argument") and word.strip("':") and "invalid choice" in message and commands:
+                message = message.split(" (choose")[0] + nearest(message.split("'")[1], commands)
+                break
+        self.exit(2, f"kvledger: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="kvledger", description="How many KVs does your model need?", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    demo = commands.add_parser("demo", help="a fixed run on the embedded model: a table and a page in a few minutes")
+    demo.add_argument("--out", default="demo", metavar="DIR", help="where records and page go (default: demo)")
+    demo.add_argument("--samples", type=int, default=3, help="contexts per task (default: 3)")
+    demo.set_defaults(body=_demo)
+
+    run = commands.add_parser("run", help="play recipes on tasks; the same command resumes", allow_abbrev=False)
+    _run_options(run)
+    run.set_defaults(body=_run)
+
+    report = commands.add_parser("report", help="table and page from the records of a run", allow_abbrev=False)
+    report.add_argument("dir", metavar="DIR")
+    report.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
+    report.set_defaults(body=_report)
+
+    for name, body, text in (("methods", _methods, "all methods"), ("tasks", _tasks, "all tasks")):
+        listing = commands.add_parser(name, help=f"list {text}", allow_abbrev=False)
+        listing.add_argument("--json", action="store_true", help="print one JSON document")
+        listing.set_defaults(body=body)
+    return parser
+
+
+def _run_options(run: argparse.ArgumentParser) -> None:
+    run.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
+    run.add_argument("--recipes", nargs="+", required=True, metavar="RECIPE", help='e.g. full "snapkv(keep=0.3)"')
+    run.add_argument(
+        "--tasks", nargs="+", required=True, metavar="TASK", help="e.g. scbench/kv, or a whole suite: scbench"
+    )
+    run.add_argument("--modes", nargs="+", default=["multi-turn"], metavar="MODE", help="multi-turn, multi-request")
+    run.add_argument("--visibility", nargs="+", default=["hidden"], metavar="V", help="hidden, visible, patched")
+    run.add_argument(
+        "--context", nargs="+", type=int, default=[2048], metavar="TOKENS", help="tokens of the shared context"
+    )
+    run.add_argument("--chunk", type=int, default=512, metavar="TOKENS", help="tokens read at a time; 0: in one shot")
+    run.add_argument("--samples", type=int, default=10, help="contexts per task")
+    run.add_argument("--turns", type=int, default=5, help="questions per context")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--history", default="gold", help="what later turns see as earlier answers: gold, model")
+    run.add_argument("--form", default="auto", help="small or full SCBench shapes; auto: small for small vocabularies")
+    run.add_argument("--out", required=True, metavar="DIR", help="records go to DIR/records")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from kvledger.run.sweep import Grid
+
+    options: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in vars(arguments).items() if key not in ("out", "body")
+    }
+    _play(Grid(**options), Path(arguments.out))
+    _show(Path(arguments.out))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from kvledger.run.sweep import Grid
+
+    lists = {key: tuple(value) for key, value in DEMO.items()}
+    _play(Grid(model="zoo", context=(1024,), chunk=256, samples=arguments.samples, **lists), Path(arguments.out))  # type: ignore[arg-type]
+    _show(Path(arguments.out))
+
+
+def _play(grid: Any, out: Path) -> None:
+    """Run a sweep under a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from kvledger.run.sweep import Progress, sweep
+
+    console = Console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+               TimeRemainingColumn()]  # fmt: skip
+    started = time.perf_counter()
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task("turns", total=None)
+
+        def watch(now: Progress) -> None:
+            text = f"{now.cell.recipe} · {now.cell.task} · {now.cell.mode}, {now.cell.visibility}"
+            bar.update(task, total=now.total, completed=now.done, description=f"{text:<60}")
+
+        played = sweep(grid, out, watch, lambda line: console.print(line, style="yellow"))
+    console.print(f"{played} turns in {time.perf_counter() - started:.0f} s; records in {out / 'records'}")
+
+
+def _show(out: Path) -> None:
+    """The page, the table, and where the page is."""
+    from kvledger.records import read
+    from kvledger.report import print_table, write_page
+
+    records, _ = read(out)
+    write_page(records, out / "report.html")
+    print_table(records)
+    print(f"\npage: {out / 'report.html'}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from kvledger.records import read
+    from kvledger.report import to_json, write_page
+
+    out = Path(arguments.dir)
+    if not (out / "records").is_dir():
+        raise ValueError(
+            f"no records in {out}: expected {out / 'records'}/*.jsonl, as written by kvledger run --out {out}"
+        )
+    records, damaged = read(out)
+    for line in damaged:
+        print(f"kvledger: {line}", file=sys.stderr)
+    if not records:
+        raise ValueError(f"{out / 'records'} holds no readable record")
+    if arguments.json:
+        write_page(records, out / "report.html")
+        print(json.dumps(to_json(records), ensure_ascii=False))
+    else:
+        _show(out)
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from kvledger.recipe import registry
+
+    _listing([asdict(cls.row) for cls in registry().values()], arguments.json)  # type: ignore[attr-defined]
+
+
+def _tasks(arguments: argparse.Namespace) -> None:
+    from kvledger.tasks import TASKS
+
+    names = ("name", "suite", "capability", "metric", "chance", "offline", "source")
+    _listing([{name: getattr(task, name) for name in names} for task in TASKS.values()], arguments.json)
+
+
+def _listing(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Cells to records: one cell in one session (`cell.py`), a grid of cells minus what is done (`sweep.py`)."""

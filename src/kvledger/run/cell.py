@@ -1,0 +1,156 @@
+"""One cell: its samples are read, asked, scored and recorded.
+
+multi-turn: one conversation, each turn sees the earlier ones. multi-request: each question branches off the same context.
+hidden: the context is compressed before any question is known. visible: the (first) question is in the prompt when rows
+are dropped. patched: as visible, and each chunk is judged by the prompt's last queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kvledger.hf.session import Answer, Session, check_chunk
+from kvledger.recipe import Recipe, parse
+from kvledger.records import Cell, Record
+from kvledger.tasks import get
+from kvledger.tasks.base import Sample, Turn
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a worker holds between cells: the model, its tokenizer, and the versions it reports."""
+
+    model: Any
+    tokenizer: Any
+    versions: str
+
+    def count(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def check(cell: Cell) -> None:
+    """ValueError for what this cell can never do. Called for all cells before any work."""
+    recipe = parse(cell.recipe)
+    check_chunk(recipe, cell.chunk)
+    method = recipe.method
+    if cell.visibility == "patched":
+        if cell.mode == "multi-turn" and cell.turns > 1:
+            raise ValueError(
+                f"patched eviction judges the context by one question, so multi-turn with {cell.turns} turns is impossible; "
+                "use --turns 1, multi-request, or another visibility"
+            )
+        if method.keep < 1 and method.when != "chunk":
+            raise ValueError(f"patched eviction happens after each chunk: add when='chunk' to {cell.recipe}")
+        if not cell.chunk:
+            raise ValueError("patched eviction needs chunks: give --chunk")
+
+
+def sample_of(cell: Cell, host: Host, index: int) -> Sample:
+    return get(cell.task).make(
+        seed=cell.seed, index=index, tokens=cell.context, count=host.count, turns=cell.turns, form=cell.form
+    )
+
+
+def play(cell: Cell, host: Host, index: int, done: set[int]) -> Iterator[Record]:
+    """Records of the turns of sample `index` that are not `done`. A conversation broken off in the middle is replayed up
+    to there, since its cache has to be rebuilt; what was recorded is not recorded again."""
+    sample = sample_of(cell, host, index)
+    recipe = parse(cell.recipe)
+    answers = _conversation if cell.mode == "multi-turn" else _requests
+    for number, answer, session in answers(cell, host, recipe, sample, done):
+        if number in done:
+            continue
+        ledger = session.ledger
+        if recipe.method.keep < 1 and not ledger.dropped:
+            raise RuntimeError(f"{cell.recipe} dropped nothing on {cell.task}: its score would be the full cache's")
+        yield _record(cell, host, recipe, index, number, sample.turns[number], answer, session)
+
+
+def _check_room(session: Session, host: Host, sample: Sample) -> None:
+    """The whole conversation must fit the model's positions, so that no turn is cut off later."""
+    turns = sum(host.count(turn.question) + host.count(turn.gold) + turn.max_new_tokens for turn in sample.turns)
+    session.check_length(host.count(sample.text) + turns)
+
+
+def _conversation(
+    cell: Cell, host: Host, recipe: Recipe, sample: Sample, done: set[int]
+) -> Iterator[tuple[int, Answer, Session]]:
+    session = Session(host.model, host.tokenizer, recipe, cell.chunk)
+    _check_room(session, host, sample)
+    for number, turn in enumerate(sample.turns):
+        if len(done) == len(sample.turns):
+            return
+        gold = turn.gold if cell.history == "gold" else None
+        if number == 0 and cell.visibility != "hidden":
+            session.read(sample.text, turn.question, patched=cell.visibility == "patched")
+            answer = session.answer(turn.max_new_tokens, gold)
+        else:
+            if number == 0:
+                session.read(sample.text)
+            answer = session.turn(turn.question, turn.max_new_tokens, gold)
+        yield number, answer, session
+
+
+def _requests(
+    cell: Cell, host: Host, recipe: Recipe, sample: Sample, done: set[int]
+) -> Iterator[tuple[int, Answer, Session]]:
+    base = Session(host.model, host.tokenizer, recipe, cell.chunk)
+    _check_room(base, host, sample)
+    for number, turn in enumerate(sample.turns):
+        if number in done:
+            continue
+        if cell.visibility == "hidden":
+            if not base.tokens:
+                base.read(sample.text)
+            branch = base.fork()
+            yield number, branch.turn(turn.question, turn.max_new_tokens), branch
+        else:
+            request = Session(host.model, host.tokenizer, recipe, cell.chunk)
+            request.read(sample.text, turn.question, patched=cell.visibility == "patched")
+            yield number, request.answer(turn.max_new_tokens), request
+
+
+def _record(
+    cell: Cell, host: Host, recipe: Recipe, index: int, number: int, turn: Turn, answer: Answer, session: Session
+) -> Record:
+    task, ledger = get(cell.task), session.ledger
+    read, full_read = ledger.bytes_read_per_step
+    return Record(
+        cell=cell.key,
+        model=cell.model,
+        recipe=cell.recipe,
+        method=recipe.method.row.name,
+        keep=recipe.method.keep,
+        task=cell.task,
+        mode=cell.mode,
+        visibility=cell.visibility,
+        history=cell.history,
+        context=cell.context,
+        chunk=cell.chunk,
+        seed=cell.seed,
+        sample=index,
+        turn=number,
+        depth=turn.depth,
+        prompt_tokens=answer.prompt_tokens,
+        new_tokens=answer.new_tokens,
+        prediction=answer.text,
+        gold=turn.gold,
+        score=task.score(answer.text, turn.golds),
+        legacy_score=task.legacy(answer.text, turn.golds),
+        footprint=ledger.footprint,
+        byte_footprint=ledger.byte_footprint,
+        floor=ledger.floor,
+        peak=ledger.peak,
+        peak_bytes=ledger.peak_bytes,
+        stored_bytes=answer.stored_bytes,
+        full_bytes=answer.full_bytes,
+        full_peak_bytes=ledger.full_peak_bytes,
+        bytes_read_per_step=read,
+        full_read_per_step=full_read,
+        ttft_seconds=answer.ttft_seconds,
+        seconds=answer.seconds,
+        curve=ledger.curve(),
+        versions=host.versions,
+    )

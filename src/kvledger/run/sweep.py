@@ -1,0 +1,150 @@
+"""A grid of cells, minus what the records hold already, one after the other in this process."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import kvledger
+from kvledger.hf.cache import check_supported
+from kvledger.hf.load import load
+from kvledger.recipe import nearest, parse
+from kvledger.records import HISTORIES, MODES, VISIBILITIES, Cell, Log, read
+from kvledger.run.cell import Host, check, play, sample_of
+from kvledger.tasks import suite
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What `kvledger run` asks for: every combination of the lists is a cell."""
+
+    model: str
+    recipes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    modes: tuple[str, ...] = ("multi-turn",)
+    visibility: tuple[str, ...] = ("hidden",)
+    context: tuple[int, ...] = (2048,)
+    chunk: int = 512
+    samples: int = 10
+    turns: int = 5
+    seed: int = 0
+    history: str = "gold"
+    form: str = "auto"
+
+    def cells(self) -> list[Cell]:
+        """All cells, recipes in canonical form, each checked. ValueError for the first that is impossible."""
+        _check_names("mode", self.modes, MODES)
+        _check_names("visibility", self.visibility, VISIBILITIES)
+        _check_names("history", (self.history,), HISTORIES)
+        _check_names("form", (self.form,), ("auto", "small", "full"))
+        _check_counts(self)
+        tasks = [task.name for name in self.tasks for task in suite(name)]
+        recipes = list(dict.fromkeys(str(parse(recipe)) for recipe in self.recipes))
+        cells = []
+        for task, context, mode, visibility, recipe in product(
+            dict.fromkeys(tasks), self.context, self.modes, self.visibility, recipes
+        ):
+            cell = Cell(
+                self.model, recipe, task, mode, visibility, context, self.chunk, self.turns, self.samples, self.seed,
+                self.history, self.form, version=kvledger.__version__,
+            )  # fmt: skip
+            check(cell)
+            cells.append(cell)
+        return cells
+
+
+def _check_names(what: str, given: Sequence[str], choices: Sequence[str]) -> None:
+    for name in given:
+        if name not in choices:
+            raise ValueError(f"unknown {what} {name!r}{nearest(name, choices)}")
+
+
+def _check_counts(grid: Grid) -> None:
+    for name, value in (("samples", grid.samples), ("turns", grid.turns), *(("context", c) for c in grid.context)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if grid.seed < 0:
+        raise ValueError(f"seed={grid.seed} is negative")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told to whoever watches: turns done of all, and what is being played."""
+
+    done: int
+    total: int
+    reused: int
+    cell: Cell
+
+
+def sweep(grid: Grid, out: Path, watch: Callable[[Progress], None], warn: Callable[[str], None]) -> int:
+    """Play all cells of `grid` that `out` does not hold yet; returns the number of turns played. Everything that can be
+    refused is refused before the first forward."""
+    cells = grid.cells()
+    host, cells = _prepare(grid, cells)
+    have, damaged = read(out)
+    for line in damaged:
+        warn(line)
+    done: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for record in have:
+        done[record.cell, record.sample].add(record.turn)
+    total = sum(cell.samples * cell.turns for cell in cells)
+    reused = count = sum(min(cell.turns, len(done[cell.key, i])) for cell in cells for i in range(cell.samples))
+    log = Log(out)
+    try:
+        # samples outside, cells inside: a run that is stopped early has compared all recipes on what it has seen
+        for index in range(grid.samples):
+            for cell in cells:
+                for record in play(cell, host, index, done[cell.key, index]):
+                    log.append(record)
+                    count += 1
+                    watch(Progress(count, total, reused, cell))
+    finally:
+        log.close()
+    return count - reused
+
+
+def _prepare(grid: Grid, cells: list[Cell]) -> tuple[Host, list[Cell]]:
+    model, tokenizer = load(grid.model)
+    check_supported(model)
+    host = Host(model, tokenizer, _versions(model))
+    form = grid.form if grid.form != "auto" else ("small" if len(tokenizer) < 8192 else "full")
+    weights = fingerprint(model)
+    cells = [replace(cell, form=form, weights=weights) for cell in cells]
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    for cell in {(cell.task, cell.context): cell for cell in cells}.values():
+        if limit is not None and cell.context > limit:
+            raise ValueError(f"a context of {cell.context} tokens does not fit into the model's {limit} positions")
+        sample = sample_of(cell, host, 0)
+        turns = sum(host.count(t.question) + host.count(t.gold) + t.max_new_tokens for t in sample.turns)
+        if limit is not None and host.count(sample.text) + turns > limit:
+            raise ValueError(
+                f"{cell.task}: a context of {cell.context} tokens and {cell.turns} turns ({turns} tokens) do not fit into "
+                f"the model's {limit} positions"
+            )
+    return host, cells
+
+
+def fingerprint(model: Any) -> str:
+    """A short hash of a model's shape and a few of its parameters, so that records of other weights are not mixed in."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _versions(model: Any) -> str:
+    return (
+        f"kvledger {kvledger.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Python {platform.python_version()}, {model.device.type}, {str(model.dtype).removeprefix('torch.')}"
+    )
