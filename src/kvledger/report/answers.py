@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kvledger.records import Record
 
-from .tables import Setting, is_full, setting_of, setting_order, unique
+from .tables import Setting, is_full, setting_of, setting_order, usable
 
 LONGEST = 140
 _MOST_SHEETS = 24
@@ -44,7 +44,7 @@ class Sheet:
 
 def sheets(records: Sequence[Record]) -> list[Sheet]:
     groups: dict[Setting, list[Record]] = defaultdict(list)
-    for record in unique(records):
+    for record in usable(records):
         groups[setting_of(record)].append(record)
     return [_sheet(setting, groups[setting]) for setting in sorted(groups, key=setting_order)][:_MOST_SHEETS]
 

@@ -11,7 +11,7 @@ from kvledger.records import Record
 
 from . import summary
 from .answers import sheets
-from .tables import Row, Setting, aggregate
+from .tables import Row, Setting, aggregate, usable
 
 FORMAT = "kvledger.report/1"
 
@@ -19,7 +19,7 @@ FORMAT = "kvledger.report/1"
 def to_json(records: Sequence[Record]) -> dict[str, Any]:
     """`format`, `notes`, and unless there are no records: `run`, `rows` (with intervals, turns, memory and the curve of
     one request) and `answers`. Scores are 0..1, fractions of the full cache 0..1, bytes bytes, times seconds."""
-    if not records:
+    if not usable(records):
         return {"format": FORMAT, "notes": [summary.EMPTY], "run": None, "rows": [], "answers": []}
     rows = aggregate(records)
     return {

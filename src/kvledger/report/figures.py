@@ -158,10 +158,12 @@ def _floor(root: ET.Element, frame: Frame, x: Scale, floor: float) -> None:
 
 def _reference(root: ET.Element, frame: Frame, y: Scale, full: Row) -> None:
     """The full cache's score, and nine tenths of it: where a line crosses that, its critical footprint lies."""
-    for share, kind, words in ((1.0, "full", f"full cache {units.points(full.score.mean)}"), (0.9, "nine", "90 %")):
+    for share, kind in ((1.0, "full"), (0.9, "nine")):
         height = y(share * full.score.mean)
         put(root, "line", class_=kind, x1=frame.left, x2=frame.x1, y1=height, y2=height)
-        put(root, "text", words, class_="note halo", x=frame.left + 4, y=height - 3.5 if share == 1 else height + 10)
+    words, height = f"full cache {units.points(full.score.mean)}", y(full.score.mean)
+    put(root, "text", words, class_="note halo", x=frame.left + 4, y=height - 3.5)
+    put(root, "text", "90 %", class_="note halo", x=frame.x1, y=y(0.9 * full.score.mean) + 10, text_anchor="end")
 
 
 def _series(

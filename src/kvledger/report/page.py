@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from kvledger.records import Record
 
@@ -29,7 +29,7 @@ from .figures import MEASURES, pareto
 from .memory import lives
 from .palette import Style, styles
 from .summary import EMPTY, Glance, describe, glances, notes
-from .tables import Row, aggregate
+from .tables import Row, aggregate, usable
 from .turns import by_turn
 
 _MOST_PANELS, _MOST_LIVES, _MOST_ROWS, _MOST_GLANCED = 8, 8, 150, 20
@@ -45,7 +45,7 @@ def write(records: Sequence[Record], path: str | Path) -> Path:
 
 def render(records: Sequence[Record]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"points": units.points, "bare": _bare, "keep": units.keep, "count": units.count}
+    environment.filters |= {"points": units.points, "soft": _soft, "keep": units.keep, "count": units.count}
     template = environment.from_string(_resource("page.html.j2"))
     shared = {
         "style": Markup(svg.style_sheet() + _resource("page.css")),
@@ -53,7 +53,7 @@ def render(records: Sequence[Record]) -> str:
         "wording": facets.wording,
         "data": Markup(_embedded(to_json(records))),
     }
-    return template.render(**shared, **(_view(records) if records else {"empty": EMPTY}))
+    return template.render(**shared, **(_view(records) if usable(records) else {"empty": EMPTY}))
 
 
 def _resource(name: str) -> str:
@@ -66,9 +66,9 @@ def _embedded(document: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _bare(fraction: float) -> str:
-    """A percentage without its sign, for columns headed by it."""
-    return units.points(fraction)
+def _soft(text: str) -> Markup:
+    """Escaped, and free to break before a bracket, as recipes are long."""
+    return escape(units.clean(text)).replace("(", Markup("<wbr>("))
 
 
 def _view(records: Sequence[Record]) -> dict[str, Any]:

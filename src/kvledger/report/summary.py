@@ -11,7 +11,7 @@ from typing import NamedTuple
 from kvledger.records import Record
 
 from . import units
-from .tables import Row, Setting, baseline_setting, unique
+from .tables import Row, Setting, baseline_setting, is_finite, usable
 
 EMPTY = "No records yet. Run a sweep first; every answered turn appends one record, and the report is made of those."
 
@@ -85,7 +85,7 @@ def describe(records: Sequence[Record], rows: Sequence[Row]) -> Run:
         return tuple(dict.fromkeys(getattr(row.setting, name) for row in rows))
 
     return Run(
-        records=len(unique(records)),
+        records=len(usable(records)),
         models=seen("model"),
         recipes=tuple(dict.fromkeys(row.recipe for row in sorted(rows, key=lambda r: (not r.full, r.line, -r.keep)))),
         tasks=seen("task"),
@@ -168,7 +168,10 @@ def _glance_row(rows: Sequence[Row], best: set[tuple[str, Column]]) -> GlanceRow
 def notes(records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
     """What a reader must know before comparing: repeats, missing baselines, too few samples."""
     found = []
-    repeats = len(records) - len(unique(records))
+    odd = sum(not is_finite(record) for record in records)
+    if odd:
+        found.append(f"{units.plural(odd, 'record')} without a finite score or footprint left out.")
+    repeats = len(records) - odd - len(usable(records))
     if repeats:
         found.append(f"{units.plural(repeats, 'record')} repeated an earlier one; the first of each was taken.")
     lonely = list(dict.fromkeys(row.setting.task for row in rows if row.against is None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -114,17 +115,22 @@ def is_full(record: Record) -> bool:
     return record.method == "full" and "+" not in record.recipe
 
 
-def unique(records: Iterable[Record]) -> list[Record]:
-    """The first of each (setting, recipe, seed, sample, turn): records are appended facts and the oldest one stands."""
+def usable(records: Iterable[Record]) -> list[Record]:
+    """Records whose score and fractions are numbers, and the first of each (setting, recipe, seed, sample, turn):
+    records are appended facts and the oldest one stands."""
     kept: dict[tuple[object, ...], Record] = {}
-    for record in records:
+    for record in filter(is_finite, records):
         kept.setdefault((setting_of(record), record.recipe, record.seed, record.sample, record.turn), record)
     return list(kept.values())
 
 
+def is_finite(record: Record) -> bool:
+    return all(math.isfinite(value) for value in (record.score, record.footprint, record.byte_footprint, record.peak))
+
+
 def aggregate(records: Sequence[Record]) -> list[Row]:
     """Rows in the order of tables: by setting, the full cache first, then from the largest keep to the smallest."""
-    facts = unique(records)
+    facts = usable(records)
     shift = 1 if any(record.turn == 0 for record in facts) else 0  # turns are shown from 1, whoever counted from 0
     facts = [replace(record, turn=record.turn + shift) for record in facts] if shift else facts
     baselines = _baselines(facts)

@@ -14,7 +14,7 @@ from kvledger.records import Record
 
 from . import units
 from .summary import EMPTY, Column, Glance, GlanceRow, Scope, glances, notes
-from .tables import aggregate
+from .tables import aggregate, usable
 
 _SHORT = {"multi-turn": "turns", "multi-request": "requests"}
 _RECIPE_WIDTHS, _SCORE_WIDTH, _FACT_WIDTH = (16, 34), 10, 7
@@ -30,7 +30,7 @@ LEGEND = (
 def print_table(records: Sequence[Record], console: Console | None = None) -> None:
     """Prints one table a scope (model, visibility, context, chunk), and below it a legend and what is missing."""
     out = console or Console()
-    if not records:
+    if not usable(records):
         out.print(EMPTY)
         return
     rows = aggregate(records)
