@@ -61,7 +61,7 @@ def test_front_is_what_nothing_beats(make: Make) -> None:
 def test_points_lie_where_their_numbers_say(make: Make) -> None:
     rows = aggregate([make(footprint=0.5, score=0.5), make(recipe="full", score=1.0)])
     root = ET.fromstring(pareto(rows, styles(["snapkv"]))[0].svg)
-    (mark,) = [element for element in root.iter("circle")]
+    (mark,) = list(root.iter("circle"))
     frame = svg.Frame()
     assert float(mark.get("cx", "")) == pytest.approx((frame.left + frame.x1) / 2, abs=0.1)
     assert float(mark.get("cy", "")) == pytest.approx((frame.top + frame.y1) / 2, abs=0.1)
