@@ -27,8 +27,9 @@ DEMO = {
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Errors a user can mend are one line on stderr and exit status 2."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(arguments.body(arguments) or 0)
     except (ValueError, RuntimeError) as error:
@@ -42,44 +43,41 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with the nearest option in its one-line error."""
+    """argparse whose errors are one line, with the nearest option or command."""
 
     def error(self, message: str) -> Any:
         from kvledger.recipe import nearest
 
-        options = [option for action in self._actions for option in action.option_strings]
-        commands = [name for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
-        for word in message.split():
-            if word.startswith("--"):
-                message += nearest(word, options)
-            elif message.startswith("argument") and word.strip("':") and "invalid choice" in message and commands:
-                message = message.split(" (choose")[0] + nearest(message.split("'")[1], commands)
-                break
-        self.exit(2, f"kvledger: {message}\n")
+        message, _, choices = message.partition(" (choose from ")
+        wrong = message.split("'")[1] if choices else next((w for w in message.split() if w.startswith("--")), "")
+        known = [option for action in self._actions for option in action.option_strings]
+        if choices:
+            known = [choice.strip("', ") for choice in choices.rstrip(")").split(",")]
+        self.exit(2, f"kvledger: {message}{nearest(wrong, known) if 'unrecognized' in message or choices else ''}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="kvledger", description="How many KVs does your model need?", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
-    demo = commands.add_parser("demo", help="a fixed run on the embedded model: a table and a page in a few minutes")
+    demo = commands.add_parser("demo", help="a fixed run on the embedded model: table and page", allow_abbrev=False)
     demo.add_argument("--out", default="demo", metavar="DIR", help="where records and page go (default: demo)")
     demo.add_argument("--samples", type=int, default=3, help="contexts per task (default: 3)")
-    demo.set_defaults(body=_demo)
+    demo.set_defaults(body=_demo, parser=demo)
 
     run = commands.add_parser("run", help="play recipes on tasks; the same command resumes", allow_abbrev=False)
     _run_options(run)
-    run.set_defaults(body=_run)
+    run.set_defaults(body=_run, parser=run)
 
     report = commands.add_parser("report", help="table and page from the records of a run", allow_abbrev=False)
     report.add_argument("dir", metavar="DIR")
     report.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
-    report.set_defaults(body=_report)
+    report.set_defaults(body=_report, parser=report)
 
     for name, body, text in (("methods", _methods, "all methods"), ("tasks", _tasks, "all tasks")):
         listing = commands.add_parser(name, help=f"list {text}", allow_abbrev=False)
         listing.add_argument("--json", action="store_true", help="print one JSON document")
-        listing.set_defaults(body=body)
+        listing.set_defaults(body=body, parser=listing)
     return parser
 
 
@@ -107,7 +105,9 @@ def _run(arguments: argparse.Namespace) -> None:
     from kvledger.run.sweep import Grid
 
     options: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in vars(arguments).items() if key not in ("out", "body")
+        key: tuple(v) if isinstance(v, list) else v
+        for key, v in vars(arguments).items()
+        if key not in ("out", "body", "parser")
     }
     _play(Grid(**options), Path(arguments.out))
     _show(Path(arguments.out))
@@ -130,6 +130,7 @@ def _play(grid: Any, out: Path) -> None:
     from kvledger.run.sweep import Progress, sweep
 
     console = Console(stderr=True)
+    grid.cells()  # a mistake in the command is told before anything is drawn or loaded
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
                TimeRemainingColumn()]  # fmt: skip
     started = time.perf_counter()

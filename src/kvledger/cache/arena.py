@@ -121,7 +121,7 @@ class Arena:
         wanted = [n + added[s // self.heads] for s, n in enumerate(self.length)]
         if all(w <= c for w, c in zip(wanted, self.capacity)) and not self.shared:
             return
-        slack = [max(16, w // 16) if max(added) == 1 else 0 for w in wanted]
+        slack = [max(16, w // 64) if max(added) == 1 else 0 for w in wanted]
         if len(set(self.length)) == 1:
             slack = [max(slack)] * len(slack)
         self._move(None, self.length, [w + extra for w, extra in zip(wanted, slack)])
