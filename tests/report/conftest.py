@@ -80,8 +80,8 @@ def curve_of(keep: float, context: int, chunk: int, turns: int, multi_turn: bool
     for _ in range(turns if multi_turn else 1):
         seen, alive = seen + 28, alive + 28
         points.append((seen, alive, "ask"))
-        for _ in range(12):
-            seen, alive = seen + 1, alive + 1
+        for step in (1, 11):  # as the ledger does: the first and the last of a run of decode steps
+            seen, alive = seen + step, alive + step
             points.append((seen, alive, "decode"))
     return tuple(points)
 
@@ -99,12 +99,12 @@ def _entry_footprint(points: tuple[tuple[int, float, str], ...]) -> tuple[float,
 def _answer(
     rng: random.Random, method: str, keep: float, task: str, visibility: str, mode: str, turn: int
 ) -> tuple[float, str]:
-    hard = {"kv": 0.95, "summary": 0.42}.get(task, 0.8)
+    hard = {"scbench/kv": 0.95, "scbench/prefix_suffix": 0.42}.get(task, 0.8)
     lost, _, seen = _METHODS.get(method, (0.0, 1.0, 0.0))
-    if visibility == "visible" and turn == 1:
+    if visibility == "visible" and (turn == 0 or mode == "multi-request"):
         lost *= 1 - seen
     value = hard * (1 - lost * (1 - keep) ** 1.6) - (0.02 * turn if mode == "multi-turn" else 0)
-    if task == "kv":
+    if task == "scbench/kv":
         return (1.0, "4711") if rng.random() < value else (0.0, f"<b>{rng.randrange(9999)}</b> & more")
     own = random.Random(f"{method} {keep} {turn} {rng.random()}").gauss(0, 0.05)
     return min(1.0, max(0.0, rng.gauss(value, 0.12) + own)), "The council met and decided to postpone the vote."
@@ -112,7 +112,7 @@ def _answer(
 
 def sweep(
     keeps: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.7),
-    tasks: tuple[str, ...] = ("kv", "summary"),
+    tasks: tuple[str, ...] = ("scbench/kv", "scbench/prefix_suffix"),
     modes: tuple[str, ...] = ("multi-turn", "multi-request"),
     visibilities: tuple[str, ...] = ("hidden", "visible"),
     samples: int = 12,
@@ -136,9 +136,9 @@ def sweep(
 
 def _cell(cell: Cell, method: str, keep: float) -> Iterator[Record]:
     size = _METHODS.get(method, (0, 1.0, 0))[1]
-    for sample, turn in product(range(cell.samples), range(1, cell.turns + 1)):
+    for sample, turn in product(range(cell.samples), range(cell.turns)):
         rng = random.Random(f"{cell.task} {cell.mode} {sample} {turn}")  # common luck: recipes meet the same samples
-        curve = curve_of(keep, cell.context, cell.chunk, turn, cell.mode == "multi-turn")
+        curve = curve_of(keep, cell.context, cell.chunk, turn + 1, cell.mode == "multi-turn")
         footprint, peak = _entry_footprint(curve)
         score, prediction = _answer(rng, method, keep, cell.task, cell.visibility, cell.mode, turn)
         seen, alive = curve[-1][0], curve[-1][1]
@@ -147,7 +147,7 @@ def _cell(cell: Cell, method: str, keep: float) -> Iterator[Record]:
             cell=cell.key,
             model=cell.model,
             recipe=cell.recipe,
-            method=method,
+            method=method.split(" + ")[0],
             keep=keep,
             task=cell.task,
             mode=cell.mode,

@@ -13,14 +13,14 @@ from kvledger.report.facets import Panel, choices
 from kvledger.report.figures import MEASURES, front, pareto
 from kvledger.report.memory import lives
 from kvledger.report.palette import styles
-from kvledger.report.tables import aggregate
+from kvledger.report.study import collect
 from kvledger.report.turns import by_turn
 
 Make = Callable[..., Record]
 
 
 def all_panels(records: list[Record]) -> list[Panel]:
-    rows = aggregate(records)
+    rows = collect(records).rows
     look = styles(row.line for row in rows if not row.full)
     return [*pareto(rows, look), *by_turn(rows, look), *lives(rows, look)[0]]
 
@@ -54,12 +54,12 @@ def test_hostile_names_stay_text(make: Make) -> None:
 
 def test_front_is_what_nothing_beats(make: Make) -> None:
     facts = {"a": (0.2, 0.3), "b": (0.4, 0.2), "c": (0.5, 0.8), "d": (0.5, 0.7), "e": (0.9, 0.8)}
-    rows = aggregate([make(recipe=r, method=r, footprint=f, score=s) for r, (f, s) in facts.items()])
+    rows = collect([make(recipe=r, method=r, footprint=f, score=s) for r, (f, s) in facts.items()]).rows
     assert [row.recipe for row in front(rows, MEASURES[0])] == ["a", "c"]
 
 
 def test_points_lie_where_their_numbers_say(make: Make) -> None:
-    rows = aggregate([make(footprint=0.5, score=0.5), make(recipe="full", score=1.0)])
+    rows = collect([make(footprint=0.5, score=0.5), make(recipe="full", score=1.0)]).rows
     root = ET.fromstring(pareto(rows, styles(["snapkv"]))[0].svg)
     (mark,) = list(root.iter("circle"))
     frame = svg.Frame()

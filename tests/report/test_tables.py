@@ -7,10 +7,15 @@ from collections.abc import Callable
 import pytest
 
 from kvledger.records import Record
+from kvledger.report.study import collect
 from kvledger.report.summary import Column, describe, glances, notes
-from kvledger.report.tables import aggregate, family, usable
+from kvledger.report.tables import Row, family
 
 Make = Callable[..., Record]
+
+
+def aggregate(records: list[Record]) -> tuple[Row, ...]:
+    return collect(records).rows
 
 
 def two_samples(make: Make) -> list[Record]:
@@ -52,9 +57,9 @@ def test_only_turns_that_both_answered_are_paired(make: Make) -> None:
 
 def test_first_of_repeated_records_is_taken(make: Make) -> None:
     records = [make(score=1.0), make(score=0.0), make(score=0.0, turn=2)]
-    assert [record.score for record in usable(records)] == [1.0, 0.0]
+    assert [record.score for record in collect(records).facts] == [1.0, 0.0]
     assert aggregate(records)[0].score.mean == 0.5
-    assert "1 record repeated" in notes(records, aggregate(records))[0]
+    assert "1 record repeated" in notes(collect(records))[0]
 
 
 def test_multi_turn_memory_is_that_of_the_last_turn(make: Make) -> None:
@@ -127,13 +132,13 @@ def test_glance_lends_the_full_cache_to_every_scope(make: Make) -> None:
 
 def test_notes_name_what_is_missing(make: Make) -> None:
     records = [make(sample=0)]
-    found = " ".join(notes(records, aggregate(records)))
+    found = " ".join(notes(collect(records)))
     assert "No full cache to compare with on kv" in found
     assert "one sample" in found
 
 
 def test_run_lists_what_was_run(make: Make) -> None:
     records = two_samples(make)
-    run = describe(records, aggregate(records))
+    run = describe(collect(records))
     assert (run.records, run.recipes, run.keeps) == (8, ("full", "snapkv(keep=0.5)"), (0.5,))
     assert (run.samples, run.turns, run.contexts) == ((2, 2), 2, (1024,))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kvledger.records import Record
 
-from .tables import Setting, is_full, setting_of, setting_order, usable
+from .tables import Setting, is_full, setting_of, setting_order
 
 LONGEST = 140
 _MOST_SHEETS = 24
@@ -42,9 +42,9 @@ class Sheet:
     scripts: tuple[Script, ...]
 
 
-def sheets(records: Sequence[Record]) -> list[Sheet]:
+def sheets(facts: Sequence[Record]) -> list[Sheet]:
     groups: dict[Setting, list[Record]] = defaultdict(list)
-    for record in usable(records):
+    for record in facts:
         groups[setting_of(record)].append(record)
     return [_sheet(setting, groups[setting]) for setting in sorted(groups, key=setting_order)][:_MOST_SHEETS]
 
@@ -64,9 +64,8 @@ def _sheet(setting: Setting, group: Sequence[Record]) -> Sheet:
 
 def _script(answered: Mapping[int, Record], turns: Sequence[int]) -> Script:
     head = next(iter(answered.values()))
-    shift = 1 if min(turns) == 0 else 0
     answers = [
-        Answer(turn + shift, shorten(answered[turn].prediction), answered[turn].score) if turn in answered else None
+        Answer(turn, shorten(answered[turn].prediction), answered[turn].score) if turn in answered else None
         for turn in turns
     ]
     return Script(head.recipe, head.keep, is_full(head), tuple(answers))

@@ -78,8 +78,8 @@ def _bytes(pick: Callable[[Memory], float]) -> Callable[[Row], Cell]:
     return lambda row: Cell(units.size(pick(row.memory)), pick(row.memory))
 
 
-def _time(pick: Callable[[Memory], float]) -> Callable[[Row], Cell]:
-    return lambda row: Cell(units.seconds(pick(row.memory)), pick(row.memory))
+def _time(pick: Callable[[Memory], float | None]) -> Callable[[Row], Cell]:
+    return lambda row: Cell(units.seconds(pick(row.memory)), _sortable(pick(row.memory)))
 
 
 def _samples(row: Row) -> Cell:
@@ -92,7 +92,7 @@ def _score(row: Row) -> Cell:
 
 _AGAINST = "difference to the full cache on the same turns, and its 95 % interval"
 _ENTRIES = "entries held, summed over the request, against the full cache"
-_BYTES = "bytes held, summed over the request, against a bf16 full cache"
+_BYTES = "bytes held, summed over the request, against a full cache in the model's own precision"
 _SCORES = (
     Column("samples", "contexts, and answered turns in all", _samples),
     Column("score", "mean, 0–100, and its 95 % interval", _score),
@@ -104,12 +104,15 @@ _SCORES = (
 _MEMORY = (
     Column("entry footprint", _ENTRIES, _fraction(lambda m: m.footprint)),
     Column("byte footprint", _BYTES, _fraction(lambda m: m.byte_footprint)),
-    Column("floor", "what the chunk size alone costs", _fraction(lambda m: m.floor)),
+    Column("floor", "what the schedule alone costs, above all the size of the chunks", _fraction(lambda m: m.floor)),
     Column("peak", "most entries at once, against the full cache", _fraction(lambda m: m.peak)),
     Column("peak bytes", "most bytes at once", _bytes(lambda m: m.peak_bytes)),
-    Column("stored", "bytes stored at the end", _bytes(lambda m: m.stored_bytes)),
-    Column("stored, full", "bytes a full cache stores at the end", _bytes(lambda m: m.full_bytes)),
+    Column("stored", "bytes held when the last question comes", _bytes(lambda m: m.stored_bytes)),
+    Column("stored, full", "bytes a full cache holds then", _bytes(lambda m: m.full_bytes)),
     Column("read a step", "bytes read for one decoded token", _bytes(lambda m: m.read_per_step)),
-    Column("first token", "seconds from the question to the first token", _time(lambda m: m.ttft_seconds)),
-    Column("turn", "seconds a turn", _time(lambda m: m.seconds)),
+    Column(
+        "first token, turn 1", "time to the first token, reading the context included", _time(lambda m: m.ttft_first)
+    ),
+    Column("turns 2+", "time from the question to the first token", _time(lambda m: m.ttft_later)),
+    Column("a turn", "time of a whole turn, mean", _time(lambda m: m.seconds)),
 )

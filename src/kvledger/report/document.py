@@ -11,7 +11,8 @@ from kvledger.records import Record
 
 from . import summary
 from .answers import sheets
-from .tables import Row, Setting, aggregate, usable
+from .study import Study, collect
+from .tables import Row, Setting
 
 FORMAT = "kvledger.report/1"
 
@@ -19,15 +20,18 @@ FORMAT = "kvledger.report/1"
 def to_json(records: Sequence[Record]) -> dict[str, Any]:
     """`format`, `notes`, and unless there are no records: `run`, `rows` (with intervals, turns, memory and the curve of
     one request) and `answers`. Scores are 0..1, fractions of the full cache 0..1, bytes bytes, times seconds."""
-    if not usable(records):
+    return document(collect(records))
+
+
+def document(study: Study) -> dict[str, Any]:
+    if not study.rows:
         return {"format": FORMAT, "notes": [summary.EMPTY], "run": None, "rows": [], "answers": []}
-    rows = aggregate(records)
     return {
         "format": FORMAT,
-        "notes": summary.notes(records, rows),
-        "run": _plain(summary.describe(records, rows)),
-        "rows": [_row(row) for row in rows],
-        "answers": [_plain(sheet) for sheet in sheets(records)],
+        "notes": summary.notes(study),
+        "run": _plain(summary.describe(study)),
+        "rows": [_row(row) for row in study.rows],
+        "answers": [_plain(sheet) for sheet in sheets(study.facts)],
     }
 
 

@@ -35,7 +35,8 @@ MEASURES = (
     Measure("entry footprint", "entry footprint, % of the full cache", "footprint"),
     Measure("byte footprint", "byte footprint, % of the full cache", "byte_footprint"),
     Measure("peak", "peak entries, % of the full cache", "peak"),
-    Measure("stored bytes", "bytes stored at the end, % of the full cache", "stored"),
+    Measure("stored bytes", "bytes stored when the question comes, % of the full cache", "stored"),
+    Measure("bytes read a step", "bytes read by a decode step, % of the full cache", "read"),
 )
 
 

@@ -37,29 +37,28 @@ class Axis:
         return self.turns(seen) if in_turns and self.turns else self.reading(seen)
 
 
-def lives(rows: Sequence[Row], styles: Mapping[str, Style]) -> tuple[list[Panel], int]:
-    """A panel a row that has a curve, and how many were left out because there were too many."""
+def lives(rows: Sequence[Row], styles: Mapping[str, Style]) -> tuple[list[Panel], str]:
+    """A panel a row that has a curve, and the only task drawn where all tasks would be too many."""
     names = varying(row.setting for row in rows)
     made: list[Panel] = []
-    left_out = 0
     drawn = _tasks_drawn(rows)
     for number, group in enumerate(groups(rows)):
         for place, row in enumerate(group.rows):
-            if row.life is None:
-                continue
-            if row.setting.task not in drawn or len(made) >= _MOST_PANELS:
-                left_out += 1
+            if row.life is None or row.setting.task not in drawn:
                 continue
             where = caption(row.setting, names)
             keys = keys_of(row.setting, keep=units.keep(row.keep))
             made.append(Panel(keys, row.recipe, _panel(row, row.life, styles[row.line], f"m{number}-{place}", where)))
-    return made, left_out
+    return made, "" if drawn == _tasks(rows) else drawn[0]
 
 
-def _tasks_drawn(rows: Sequence[Row]) -> set[str]:
+def _tasks(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.setting.task for row in rows))
+
+
+def _tasks_drawn(rows: Sequence[Row]) -> list[str]:
     """All tasks, or the first one where all would be too many: what is kept depends little on what is asked."""
-    tasks = list(dict.fromkeys(row.setting.task for row in rows))
-    return set(tasks if sum(not row.full for row in rows) <= _MOST_PANELS else tasks[:1])
+    return _tasks(rows) if sum(not row.full for row in rows) <= _MOST_PANELS else _tasks(rows)[:1]
 
 
 def _panel(row: Row, life: Life, style: Style, name: str, where: str) -> str:

@@ -23,13 +23,14 @@ from kvledger.records import Record
 from . import facets, svg, units
 from .answers import Sheet, sheets
 from .columns import columns
-from .document import to_json
+from .document import document
 from .facets import Choice, Keys, Panel, matches
 from .figures import MEASURES, pareto
 from .memory import lives
 from .palette import Style, styles
+from .study import Study, collect
 from .summary import EMPTY, Glance, describe, glances, notes
-from .tables import Row, aggregate, usable
+from .tables import Row
 from .turns import by_turn
 
 _MOST_PANELS, _MOST_LIVES, _MOST_ROWS, _MOST_GLANCED = 8, 8, 150, 20
@@ -44,6 +45,7 @@ def write(records: Sequence[Record], path: str | Path) -> Path:
 
 
 def render(records: Sequence[Record]) -> str:
+    study = collect(records)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"points": units.points, "soft": _soft, "keep": units.keep, "count": units.count}
     template = environment.from_string(_resource("page.html.j2"))
@@ -51,9 +53,9 @@ def render(records: Sequence[Record]) -> str:
         "style": Markup(svg.style_sheet() + _resource("page.css")),
         "script": Markup(_resource("page.js")),
         "wording": facets.wording,
-        "data": Markup(_embedded(to_json(records))),
+        "data": Markup(_embedded(document(study))),
     }
-    return template.render(**shared, **(_view(records) if usable(records) else {"empty": EMPTY}))
+    return template.render(**shared, **(_view(study) if study.rows else {"empty": EMPTY}))
 
 
 def _resource(name: str) -> str:
@@ -67,27 +69,29 @@ def _embedded(document: dict[str, Any]) -> str:
 
 
 def _soft(text: str) -> Markup:
-    """Escaped, and free to break before a bracket, as recipes are long."""
-    return escape(units.clean(text)).replace("(", Markup("<wbr>("))
+    """Escaped, and free to break before a bracket and after a slash, as the names of recipes and tasks are long."""
+    escaped = escape(units.clean(text))
+    for before, after in (("(", "<wbr>("), ("/", "/<wbr>"), ("_", "_<wbr>")):
+        escaped = escaped.replace(before, Markup(after))
+    return escaped
 
 
-def _view(records: Sequence[Record]) -> dict[str, Any]:
-    rows = aggregate(records)
-    run = describe(records, rows)
+def _view(study: Study) -> dict[str, Any]:
+    rows = study.rows
     look = styles(row.line for row in rows if not row.full)
-    life_panels, left_out = lives(rows, look)
+    life_panels, only = lives(rows, look)
     keep = _usual_keep(rows)
     return {
         "empty": "",
-        "run": run,
-        "notes": notes(records, rows),
+        "run": describe(study),
+        "notes": notes(study),
         "keys": [(line, Markup(_swatch(style)), style.css) for line, style in look.items()],
         "glances": _glance_section(glances(rows), keep),
         "methods": len(look),
         "pareto": _section("pareto", pareto(rows, look), {"measure": MEASURES[0].name}, _MOST_PANELS),
         "turns": _section("turns", by_turn(rows, look), {"keep": keep}, _MOST_PANELS),
-        "lives": _section("lives", life_panels, {"keep": keep}, _MOST_LIVES) | {"left_out": left_out},
-        "answers": _answer_section(sheets(records), keep),
+        "lives": _section("lives", life_panels, {"keep": keep}, _MOST_LIVES) | {"only": only},
+        "answers": _answer_section(sheets(study.facts), keep),
         "table": _table(rows),
     }
 

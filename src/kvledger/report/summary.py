@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from kvledger.records import Record
-
 from . import units
-from .tables import Row, Setting, baseline_setting, is_finite, usable
+from .study import Study
+from .tables import Row, Setting, baseline_setting
 
 EMPTY = "No records yet. Run a sweep first; every answered turn appends one record, and the report is made of those."
 
@@ -78,14 +77,15 @@ def scope_of(setting: Setting) -> Scope:
     return Scope(*(getattr(setting, name) for name in Scope._fields))
 
 
-def describe(records: Sequence[Record], rows: Sequence[Row]) -> Run:
-    """`rows` are the aggregate of `records`, both not empty; their order decides the order of tasks and modes."""
+def describe(study: Study) -> Run:
+    """Of a study that is not empty; the order of its rows is the order of tasks and modes."""
+    records, rows = study.facts, study.rows
 
     def seen(name: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(getattr(row.setting, name) for row in rows))
 
     return Run(
-        records=len(usable(records)),
+        records=len(records),
         models=seen("model"),
         recipes=tuple(dict.fromkeys(row.recipe for row in sorted(rows, key=lambda r: (not r.full, r.line, -r.keep)))),
         tasks=seen("task"),
@@ -165,15 +165,13 @@ def _glance_row(rows: Sequence[Row], best: set[tuple[str, Column]]) -> GlanceRow
     )
 
 
-def notes(records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
-    """What a reader must know before comparing: repeats, missing baselines, too few samples."""
-    found = []
-    odd = sum(not is_finite(record) for record in records)
-    if odd:
-        found.append(f"{units.plural(odd, 'record')} without a finite score or footprint left out.")
-    repeats = len(records) - odd - len(usable(records))
-    if repeats:
-        found.append(f"{units.plural(repeats, 'record')} repeated an earlier one; the first of each was taken.")
+def notes(study: Study) -> list[str]:
+    """What a reader must know before comparing: records left out, missing baselines, too few samples."""
+    found, rows = [], study.rows
+    if study.odd:
+        found.append(f"{units.plural(study.odd, 'record')} without a finite score or footprint left out.")
+    if study.repeats:
+        found.append(f"{units.plural(study.repeats, 'record')} repeated an earlier one; the first of each was taken.")
     lonely = list(dict.fromkeys(row.setting.task for row in rows if row.against is None))
     if lonely:
         found.append(f"No full cache to compare with on {_listing(lonely)}: intervals there are of the score itself.")

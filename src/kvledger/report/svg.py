@@ -147,19 +147,25 @@ def _outline(shape: str, x: float, y: float, r: float) -> str:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions close to the wanted ones, at least `gap` apart and within [low, high] as far as there is room."""
+    """Positions as close to the wanted ones as a distance of `gap` allows, within [low, high] as far as there is room.
+
+    Labels that would touch form a block, which is centred on what its members want.
+    """
+    if not wanted:
+        return []
+    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
     order = sorted(range(len(wanted)), key=lambda number: wanted[number])
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1)) if len(wanted) > 1 else gap
-    placed = [min(max(wanted[number], low), high) for number in order]
-    for number in range(1, len(placed)):
-        placed[number] = max(placed[number], placed[number - 1] + gap)
-    if placed and placed[-1] > high:
-        placed[-1] = high
-        for number in range(len(placed) - 2, -1, -1):
-            placed[number] = min(placed[number], placed[number + 1] - gap)
+    blocks: list[tuple[float, int]] = []  # (sum of the members' wishes for the block's start, members)
+    for number in order:
+        total, size = wanted[number], 1
+        while blocks and blocks[-1][0] / blocks[-1][1] + blocks[-1][1] * gap > total / size:
+            before, members = blocks.pop()
+            total, size = before + total - size * members * gap, members + size
+        blocks.append((total, size))
+    starts = [total / size + place * gap for total, size in blocks for place in range(size)]
     result = [0.0] * len(wanted)
-    for place, number in zip(placed, order, strict=True):
-        result[number] = place
+    for place, (number, start) in enumerate(zip(order, starts, strict=True)):
+        result[number] = min(max(start, low + place * gap), high - (len(wanted) - 1 - place) * gap)
     return result
 
 

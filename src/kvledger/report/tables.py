@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
@@ -50,7 +49,8 @@ class Memory:
     full_peak_bytes: float
     read_per_step: float
     full_read_per_step: float
-    ttft_seconds: float
+    ttft_first: float | None
+    ttft_later: float | None
     seconds: float
 
     @property
@@ -115,24 +115,9 @@ def is_full(record: Record) -> bool:
     return record.method == "full" and "+" not in record.recipe
 
 
-def usable(records: Iterable[Record]) -> list[Record]:
-    """Records whose score and fractions are numbers, and the first of each (setting, recipe, seed, sample, turn):
-    records are appended facts and the oldest one stands."""
-    kept: dict[tuple[object, ...], Record] = {}
-    for record in filter(is_finite, records):
-        kept.setdefault((setting_of(record), record.recipe, record.seed, record.sample, record.turn), record)
-    return list(kept.values())
-
-
-def is_finite(record: Record) -> bool:
-    return all(math.isfinite(value) for value in (record.score, record.footprint, record.byte_footprint, record.peak))
-
-
-def aggregate(records: Sequence[Record]) -> list[Row]:
-    """Rows in the order of tables: by setting, the full cache first, then from the largest keep to the smallest."""
-    facts = usable(records)
-    shift = 1 if any(record.turn == 0 for record in facts) else 0  # turns are shown from 1, whoever counted from 0
-    facts = [replace(record, turn=record.turn + shift) for record in facts] if shift else facts
+def aggregate(facts: Sequence[Record]) -> list[Row]:
+    """Rows of records without repeats, turns counted from 1. In the order of tables: by setting, the full cache first,
+    then from the largest keep to the smallest."""
     baselines = _baselines(facts)
     groups: dict[tuple[Setting, str], list[Record]] = defaultdict(list)
     for record in facts:
@@ -159,7 +144,7 @@ def _line_names(facts: Iterable[Record]) -> dict[str, str]:
         points[record.method][record.keep].add(record.recipe)
     names = {}
     for method, keeps in points.items():
-        several = any(len(recipes) > 1 for recipes in keeps.values())
+        several = any(len(recipes) > 1 or any("+" in recipe for recipe in recipes) for recipes in keeps.values())
         names.update({r: family(r) if several else method for recipes in keeps.values() for r in recipes})
     return names
 
@@ -274,9 +259,16 @@ def _memory(group: Sequence[Record]) -> Memory:
         full_peak_bytes=over(lambda r: r.full_peak_bytes),
         read_per_step=over(lambda r: r.bytes_read_per_step),
         full_read_per_step=over(lambda r: r.full_read_per_step),
-        ttft_seconds=over(lambda r: r.ttft_seconds, group),
+        ttft_first=_mean_ttft(record for record in group if record.turn == 1),
+        ttft_later=_mean_ttft(record for record in group if record.turn > 1),
         seconds=over(lambda r: r.seconds, group),
     )
+
+
+def _mean_ttft(group: Iterable[Record]) -> float | None:
+    """Time to the first token. That of the first turn holds the reading of the context, so turns are not mixed."""
+    times = [record.ttft_seconds for record in group]
+    return fmean(times) if times else None
 
 
 def _life(group: Sequence[Record]) -> Life | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -13,8 +14,8 @@ from rich.text import Text
 from kvledger.records import Record
 
 from . import units
+from .study import collect
 from .summary import EMPTY, Column, Glance, GlanceRow, Scope, glances, notes
-from .tables import aggregate, usable
 
 _SHORT = {"multi-turn": "turns", "multi-request": "requests"}
 _RECIPE_WIDTHS, _SCORE_WIDTH, _FACT_WIDTH = (16, 34), 10, 7
@@ -22,7 +23,7 @@ _FACTS = ("stored", "peak", "footprint")
 _HEADS = {"footprint": "footpr."}
 LEGEND = (
     "scores: 0–100 ± half the 95 % interval, paired with the full cache where it was run; bold or *: best at a keep.\n"
-    "stored, peak, footprint: % of the full cache. stored: bytes held at the end; peak: most entries at once; "
+    "stored, peak, footprint: % of the full cache. stored: bytes held when the question comes; peak: most entries at once; "
     "footprint: entries held, summed over the request's life."
 )
 
@@ -30,15 +31,16 @@ LEGEND = (
 def print_table(records: Sequence[Record], console: Console | None = None) -> None:
     """Prints one table a scope (model, visibility, context, chunk), and below it a legend and what is missing."""
     out = console or Console()
-    if not usable(records):
+    study = collect(records)
+    if not study.rows:
         out.print(EMPTY)
         return
-    rows = aggregate(records)
-    tables = glances(rows)
+    tables = glances(study.rows)
     for glance in tables:
         _print_glance(glance, tables, out)
+    out.print()
     out.print(Padding(Text(LEGEND, style="dim"), (0, 1)))
-    for note in notes(records, rows):
+    for note in notes(study):
         out.print(Padding(Text(f"! {note}", style="yellow"), (0, 1)))
 
 
@@ -51,18 +53,25 @@ def terminal(records: Sequence[Record], width: int = 110) -> str:
 
 
 def _print_glance(glance: Glance, among: Sequence[Glance], out: Console) -> None:
-    out.print(Padding(Text(_title(glance.scope, [other.scope for other in among]), style="bold"), (1, 1, 0, 1)))
+    out.print(Padding(Text(_title(glance, [other.scope for other in among]), style="bold"), (1, 1, 0, 1)))
     longest = max(len(row.recipe) for row in glance.rows)
     recipe_width = min(max(longest, _RECIPE_WIDTHS[0]), _RECIPE_WIDTHS[1])
     blocks = _blocks(glance.columns, out.width - recipe_width)
     for number, columns in enumerate(blocks):
+        if number:
+            out.print()
         table = _table(glance, columns, recipe_width, facts=number == len(blocks) - 1, colour=bool(out.color_system))
         out.print(Padding(table, (0, 0, 0, 1)))
 
 
-def _title(scope: Scope, among: Sequence[Scope]) -> str:
+def _title(glance: Glance, among: Sequence[Scope]) -> str:
     """The model and the context always; the rest only where it tells tables apart or is not the plain case."""
-    parts = [units.clean(scope.model), f"{units.tokens(scope.context)} tokens"]
+    scope = glance.scope
+    parts = [
+        units.clean(scope.model),
+        units.clean(_suite(glance.columns)).rstrip("/"),
+        f"{units.tokens(scope.context)} tokens",
+    ]
     if scope.chunk:
         parts.append(f"read in chunks of {units.tokens(scope.chunk)}")
     elif len({other.chunk for other in among}) > 1:
@@ -70,21 +79,28 @@ def _title(scope: Scope, among: Sequence[Scope]) -> str:
     parts.append(f"question {scope.visibility}")
     if scope.history != "gold" or len({other.history for other in among}) > 1:
         parts.append(f"{scope.history} history")
-    return " · ".join(parts)
+    return " · ".join(filter(None, parts))
+
+
+def _suite(columns: Sequence[Column]) -> str:
+    """`scbench/` where all tasks are of one suite: the title names it, the headings need not."""
+    suites = {column.task.rpartition("/")[0] for column in columns}
+    return f"{suite}/" if len(suites) == 1 and (suite := suites.pop()) else ""
 
 
 def _blocks(columns: tuple[Column, ...], room: int) -> list[tuple[Column, ...]]:
     """Columns in as many tables as the room beside the recipes asks for; each must leave room for the facts."""
-    many = max(1, (room - len(_FACTS) * (_FACT_WIDTH + 1) - 2) // (_SCORE_WIDTH + 1))
+    many = max(1, (room - len(_FACTS) * (_FACT_WIDTH + 1) - 1) // (_SCORE_WIDTH + 1))
     return [columns[start : start + many] for start in range(0, len(columns), many)]
 
 
 def _table(glance: Glance, columns: Sequence[Column], recipe_width: int, facts: bool, colour: bool) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
     table.add_column("recipe", overflow="fold", width=recipe_width)
+    suite = _suite(glance.columns)
     for column in columns:
-        heading = f"{units.clean(column.task)}\n{_SHORT.get(column.mode, column.mode)}"
-        table.add_column(Text(heading), justify="right", overflow="fold", width=_SCORE_WIDTH)
+        heading = f"{_fold(units.clean(column.task.removeprefix(suite)))}\n{_SHORT.get(column.mode, column.mode)}"
+        table.add_column(Text(heading), justify="right", overflow="fold", vertical="bottom", width=_SCORE_WIDTH)
     for name in _FACTS if facts else ():
         table.add_column(Text(f"{_HEADS.get(name, name)}\n%"), justify="right", no_wrap=True, width=_FACT_WIDTH)
     previous: GlanceRow | None = None
@@ -94,6 +110,16 @@ def _table(glance: Glance, columns: Sequence[Column], recipe_width: int, facts: 
         table.add_row(*_cells(row, columns, facts, colour))
         previous = row
     return table
+
+
+def _fold(name: str) -> str:
+    """A task's name in lines that fit a score column, broken after a slash or an underscore where it has them."""
+    folded = [""]
+    for part in re.findall(r"[^/_]+[/_]?|[/_]", name):
+        if folded[-1] and len(folded[-1] + part) > _SCORE_WIDTH:
+            folded.append("")
+        folded[-1] += part
+    return "\n".join(folded)
 
 
 def _cells(row: GlanceRow, columns: Sequence[Column], facts: bool, colour: bool) -> list[Text]:
