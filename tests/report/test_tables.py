@@ -142,3 +142,18 @@ def test_run_lists_what_was_run(make: Make) -> None:
     run = describe(collect(records))
     assert (run.records, run.recipes, run.keeps) == (8, ("full", "snapkv(keep=0.5)"), (0.5,))
     assert (run.samples, run.turns, run.contexts) == ((2, 2), 2, (1024,))
+
+
+def test_time_to_the_first_token_is_kept_apart_by_whether_it_holds_the_reading(make: Make) -> None:
+    times = {0: 1.0, 1: 0.2, 2: 0.4}
+    talk = aggregate([make(turn=turn, ttft_seconds=time) for turn, time in times.items()])[0].memory
+    assert (talk.ttft_first, talk.ttft_later) == (1.0, pytest.approx(0.3))
+    requests = aggregate([make(turn=turn, ttft_seconds=1.0, mode="multi-request") for turn in times])[0].memory
+    assert (requests.ttft_first, requests.ttft_later) == (1.0, None)
+
+
+def test_the_curve_shown_is_the_first_samples(make: Make) -> None:
+    records = [make(sample=s, turn=t, curve=((10 * s + t, 1.0, "read"),)) for s in (1, 0) for t in (1, 2, 3)]
+    life = aggregate(records)[0].life
+    assert life is not None
+    assert (life.sample, life.turn) == (0, 3)

@@ -17,6 +17,7 @@ from .tables import Memory, Row, Setting, baseline_setting
 
 _LABEL_ADVANCE = 5.9  # mean width of a character of a direct label
 _LABEL_GAP = 12.5
+_FRAME = Frame()
 _MOST_LABELS = 14  # more than these do not fit beside a panel; the legend has them all
 
 
@@ -103,25 +104,32 @@ def front(rows: Sequence[Row], measure: Measure) -> list[Row]:
 def pareto(rows: Sequence[Row], styles: Mapping[str, Style]) -> list[Panel]:
     """Score against memory: a panel for each setting and measure."""
     made, names = [], varying(row.setting for row in rows)
+    reach = {measure: _reach([measure.of(row.memory) for row in rows if not row.full]) for measure in MEASURES}
     for number, group in enumerate(groups(rows)):
-        for measure in MEASURES:
-            title = caption(group.setting, names)
-            keys = keys_of(group.setting, measure=measure.name)
-            made.append(Panel(keys, title, _pareto_panel(group, measure, styles, f"p{number}-{measure.field}", title)))
+        for measure, (low, high) in reach.items():
+            title, name = caption(group.setting, names), f"p{number}-{measure.field}"
+            x = Scale(low, high, _FRAME.left, _FRAME.x1)
+            panel = _pareto_panel(group, measure, x, styles, name, title)
+            made.append(Panel(keys_of(group.setting, measure=measure.name), title, panel))
     return made
 
 
-def _pareto_panel(group: Group, measure: Measure, styles: Mapping[str, Style], name: str, title: str) -> str:
-    frame = Frame()
+def _reach(values: Sequence[float]) -> tuple[float, float]:
+    """The axis of all panels of a measure: from nothing to the full cache, but later where nobody comes near nothing."""
+    if not values:
+        return 0.0, 1.0
+    return max(0.0, (min(values) - 0.3) // 0.25 * 0.25), max(1.0, *values)
+
+
+def _pareto_panel(group: Group, measure: Measure, x: Scale, styles: Mapping[str, Style], name: str, title: str) -> str:
+    frame = _FRAME
     named = lines(group.rows)
     root = svg.panel(frame, name, f"Score against {measure.name}: {title}", _pareto_words(group, measure))
-    widest = max([1.0, *(measure.of(row.memory) for row in group.rows)])
-    x = Scale(0, widest, frame.left, frame.x1)
     y, marks = score_scale(_tops(group), frame)
     if measure.field == "footprint":
         _floor(root, frame, x, min(row.memory.floor for row in group.rows))
     svg.y_axis(root, frame, y, marks, lambda mark: f"{mark * 100:g}")
-    svg.x_axis(root, frame, x, svg.ticks(0, widest, 4), lambda mark: f"{mark * 100:g}")
+    svg.x_axis(root, frame, x, svg.ticks(x.low, x.high, 5 if x.low else 4), lambda mark: f"{mark * 100:g}")
     svg.x_name(root, frame, measure.axis)
     svg.y_name(root, frame, "score, 0–100")
     if group.full is not None:
@@ -150,21 +158,25 @@ def _pareto_words(group: Group, measure: Measure) -> str:
 
 
 def _floor(root: ET.Element, frame: Frame, x: Scale, floor: float) -> None:
-    if floor < 0.01:
+    if floor < x.low + 0.01:
         return
     edge = min(x(floor), frame.x1)
     put(root, "rect", class_="floor", x=frame.left, y=frame.top, width=edge - frame.left, height=frame.y1 - frame.top)
-    put(root, "text", "floor", class_="note", x=edge + 3, y=frame.y1 - 5)
+    beside, anchor = (edge + 3, "start") if edge < frame.x1 - 30 else (edge - 3, "end")
+    put(root, "text", "floor", class_="note", x=beside, y=frame.y1 - 5, text_anchor=anchor)
 
 
 def _reference(root: ET.Element, frame: Frame, y: Scale, full: Row) -> None:
     """The full cache's score, and nine tenths of it: where a line crosses that, its critical footprint lies."""
-    for share, kind in ((1.0, "full"), (0.9, "nine")):
+    for share, kind, words, shift in (
+        (1.0, "full", f"full cache {units.points(full.score.mean)}", -3.5),
+        (0.9, "nine", "90 %", 10),
+    ):
         height = y(share * full.score.mean)
         put(root, "line", class_=kind, x1=frame.left, x2=frame.x1, y1=height, y2=height)
-    words, height = f"full cache {units.points(full.score.mean)}", y(full.score.mean)
-    put(root, "text", words, class_="note halo", x=frame.left + 4, y=height - 3.5)
-    put(root, "text", "90 %", class_="note halo", x=frame.x1, y=y(0.9 * full.score.mean) + 10, text_anchor="end")
+        put(root, "text", words, class_="note halo", x=frame.x1, y=height + shift, text_anchor="end")
+        if not full.score.mean:
+            return  # nothing has no tenths
 
 
 def _series(

@@ -48,7 +48,8 @@ def lives(rows: Sequence[Row], styles: Mapping[str, Style]) -> tuple[list[Panel]
                 continue
             where = caption(row.setting, names)
             keys = keys_of(row.setting, keep=units.keep(row.keep))
-            made.append(Panel(keys, row.recipe, _panel(row, row.life, styles[row.line], f"m{number}-{place}", where)))
+            title = " · ".join([units.clean(row.recipe), *([where] if names else [])])
+            made.append(Panel(keys, title, _panel(row, row.life, styles[row.line], f"m{number}-{place}", where)))
     return made, "" if drawn == _tasks(rows) else drawn[0]
 
 

@@ -259,22 +259,26 @@ def _memory(group: Sequence[Record]) -> Memory:
         full_peak_bytes=over(lambda r: r.full_peak_bytes),
         read_per_step=over(lambda r: r.bytes_read_per_step),
         full_read_per_step=over(lambda r: r.full_read_per_step),
-        ttft_first=_mean_ttft(record for record in group if record.turn == 1),
-        ttft_later=_mean_ttft(record for record in group if record.turn > 1),
+        ttft_first=_mean_ttft(record for record in group if _opens(record)),
+        ttft_later=_mean_ttft(record for record in group if not _opens(record)),
         seconds=over(lambda r: r.seconds, group),
     )
 
 
+def _opens(record: Record) -> bool:
+    """Whether a request begins with this turn, so that its time to the first token holds the reading of the context."""
+    return record.turn == 1 or record.mode != "multi-turn"
+
+
 def _mean_ttft(group: Iterable[Record]) -> float | None:
-    """Time to the first token. That of the first turn holds the reading of the context, so turns are not mixed."""
     times = [record.ttft_seconds for record in group]
     return fmean(times) if times else None
 
 
 def _life(group: Sequence[Record]) -> Life | None:
-    """The curve of the first sample, followed to its last turn."""
+    """The curve of the first sample: of its first request, or of its whole conversation."""
     curves = [record for record in group if record.curve]
     if not curves:
         return None
-    chosen = min(curves, key=lambda r: (r.seed, r.sample, -r.turn))
+    chosen = min(curves, key=lambda r: (r.seed, r.sample, -r.turn if r.mode == "multi-turn" else r.turn))
     return Life(chosen.seed, chosen.sample, chosen.turn, chosen.peak, chosen.curve)
