@@ -104,6 +104,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from kvledger.run.sweep import Grid
 
+    sys.path.insert(0, "")  # so that a recipe can name a class in a file of the current folder
     options: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v
         for key, v in vars(arguments).items()

@@ -72,6 +72,11 @@ class Recipe:
     def method(self) -> Any:
         return self.parts[0]
 
+    @property
+    def name(self) -> str:
+        """What all recipes of this method have in common, whatever their options."""
+        return name_of(self.method)
+
     def __str__(self) -> str:
         return " + ".join(_show(part) for part in self.parts)
 
@@ -133,11 +138,16 @@ def _find(name: str) -> type:
     return cls  # type: ignore[return-value]
 
 
+def name_of(part: Any) -> str:
+    """The registered name; of an unregistered class its dotted path (and not its parent's name)."""
+    cls = type(part)
+    own = cls.__dict__.get("row")
+    return own.name if own is not None else f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _show(part: Any) -> str:
     """The canonical string: options that differ from their defaults, and always `keep` where the method has one."""
-    cls = type(part)
-    own = cls.__dict__.get("row")  # an unregistered subclass is known by its path, not by its parent's name
-    name = own.name if own is not None else f"{cls.__module__}.{cls.__qualname__}"
+    name = name_of(part)
     shown = [
         f"{f.name}={getattr(part, f.name)!r}"
         for f in fields(part)

@@ -150,3 +150,13 @@ def test_killed_in_the_middle_the_same_command_finishes_the_run(tiny: Path, tmp_
     assert len(damaged) == torn
     assert len(lines) - torn == len(records) == 3 * 2 * 3 * 3, "no turn twice, none missing"
     assert facts(records) == facts(read(whole)[0])
+
+
+def test_a_method_in_a_file_of_the_current_folder_is_run_by_its_path(tiny: Path, tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "value_norm.py"
+    (tmp_path / "mine.py").write_text(example.read_text())
+    command = [sys.executable, "-m", "kvledger.cli", "run", "--model", str(tiny), "--recipes", "mine.ValueNorm(keep=0.5)",
+               "--tasks", "scbench/kv", "--context", "400", "--samples", "1", "--turns", "1", "--out", "out"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    (record,) = read(tmp_path / "out")[0]
+    assert (record.recipe, record.method, record.keep) == ("mine.ValueNorm(keep=0.5)", "mine.ValueNorm", 0.5)

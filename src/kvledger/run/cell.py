@@ -121,7 +121,7 @@ def _record(
         cell=cell.key,
         model=cell.model,
         recipe=cell.recipe,
-        method=recipe.method.row.name,
+        method=recipe.name,
         keep=recipe.method.keep,
         task=cell.task,
         mode=cell.mode,
