@@ -131,19 +131,18 @@ class Arena:
         start = [0] * len(capacity)
         for s in range(1, len(capacity)):
             start[s] = start[s - 1] + capacity[s - 1]
-        total, old = sum(capacity), self.nbytes
+        total = sum(capacity)
         source = rows if rows is not None else self._flat(self.start, self.length)
         target = self._flat(start, length)
-        dense = len(source) == total
-        names = ["k", "v"] + (["position"] if self.position is not None else [])
-        new_bytes = sum(total * getattr(self, n)[:0].new_empty(1, *getattr(self, n).shape[1:]).nbytes for n in names)
-        self.watch(old + new_bytes)
-        for name in names:
+        for name in ("k", "v", "position"):
             buffer = getattr(self, name)
+            if buffer is None:
+                continue
             fresh = buffer.new_empty(total, *buffer.shape[1:])
-            if dense:
+            self.watch(self.nbytes + fresh.nbytes)
+            if len(source) == total:
                 torch.index_select(buffer, 0, source, out=fresh)
-            elif len(source):
+            else:
                 fresh.index_copy_(0, target, buffer.index_select(0, source))
             setattr(self, name, fresh)
         self.start, self.length, self.capacity = start, list(length), list(capacity)
