@@ -127,23 +127,23 @@ class Arena:
         self._move(None, self.length, [w + extra for w, extra in zip(wanted, slack)])
 
     def _move(self, rows: Tensor | None, length: Sequence[int], capacity: Sequence[int]) -> None:
-        """Copy alive rows (or the chosen flat `rows`, in order) to fresh buffers with the given lengths and capacities."""
+        """Copy to fresh buffers with the given lengths and capacities: all that is alive, or the chosen flat `rows`, which
+        then fill the buffers."""
         start = [0] * len(capacity)
         for s in range(1, len(capacity)):
             start[s] = start[s - 1] + capacity[s - 1]
         total = sum(capacity)
-        source = rows if rows is not None else self._flat(self.start, self.length)
-        target = self._flat(start, length)
         for name in ("k", "v", "position"):
             buffer = getattr(self, name)
             if buffer is None:
                 continue
             fresh = buffer.new_empty(total, *buffer.shape[1:])
             self.watch(self.nbytes + fresh.nbytes)
-            if len(source) == total:
-                torch.index_select(buffer, 0, source, out=fresh)
+            if rows is not None:
+                torch.index_select(buffer, 0, rows, out=fresh)
             else:
-                fresh.index_copy_(0, target, buffer.index_select(0, source))
+                for old, new, n in zip(self.start, start, length):
+                    fresh[new : new + n] = buffer[old : old + n]
             setattr(self, name, fresh)
         self.start, self.length, self.capacity = start, list(length), list(capacity)
         self.shared = False
