@@ -126,3 +126,11 @@ def test_units() -> None:
     assert units.points(float("nan")) == units.NONE
     assert (units.tokens(8192), units.tokens(8200), units.tokens(131072)) == ("8K", "8\u202f200", "128K")
     assert units.seconds(0.0123) == "12\u202fms"
+
+
+def test_recipes_that_hold_the_same_stand_side_by_side(make: Make) -> None:
+    rows = collect([make(recipe=name, method=name, score=0.5) for name in ("a", "b", "c")]).rows
+    root = ET.fromstring(pareto(rows, {name: styles(["snapkv"])["snapkv"] for name in "abc"})[0].svg)
+    places = sorted(float(mark.get("cx", "")) for mark in root.iter("circle"))
+    assert len(set(places)) == 3
+    assert places[-1] - places[0] < 8

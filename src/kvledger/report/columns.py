@@ -111,8 +111,8 @@ _MEMORY = (
     Column("stored, full", "bytes a full cache holds then", _bytes(lambda m: m.full_bytes)),
     Column("read a step", "bytes read for one decoded token", _bytes(lambda m: m.read_per_step)),
     Column(
-        "first token, turn 1", "time to the first token, reading the context included", _time(lambda m: m.ttft_first)
+        "first token", "time to a request's first token, reading the context included", _time(lambda m: m.ttft_first)
     ),
-    Column("turns 2+", "time from the question to the first token", _time(lambda m: m.ttft_later)),
+    Column("later turns", "time to the first token in later turns of a conversation", _time(lambda m: m.ttft_later)),
     Column("a turn", "time of a whole turn, mean", _time(lambda m: m.seconds)),
 )

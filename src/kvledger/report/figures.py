@@ -15,9 +15,10 @@ from .palette import Style
 from .svg import Frame, Scale, put
 from .tables import Memory, Row, Setting, baseline_setting
 
-_LABEL_ADVANCE = 5.9  # mean width of a character of a direct label
+_LABEL_ADVANCE = 5.7  # mean width of a character of a direct label
 _LABEL_GAP = 12.5
 _FRAME = Frame()
+_DODGE = 2.6
 _MOST_LABELS = 14  # more than these do not fit beside a panel; the legend has them all
 
 
@@ -135,13 +136,27 @@ def _pareto_panel(group: Group, measure: Measure, x: Scale, styles: Mapping[str,
     if group.full is not None:
         _reference(root, frame, y, group.full)
     best = front(group.rows, measure)
-    spots = [(x(measure.of(row.memory)), y(row.score.mean)) for row in best]
+    places = dodged(group.rows, measure, x)
+    spots = [(places[row.recipe], y(row.score.mean)) for row in best]
     if len(spots) > 1:
         put(root, "path", class_="front", d=svg.path(spots))
     for line, points in named.items():
-        _series(root, points, x, y, measure, styles[line], {row.recipe for row in best})
-    _left_labels(root, frame, named, x, y, measure, styles)
+        _series(root, points, places, y, styles[line], {row.recipe for row in best})
+    _left_labels(root, frame, named, places, y, styles)
     return svg.text_of(root)
+
+
+def dodged(rows: Sequence[Row], measure: Measure, x: Scale) -> dict[str, float]:
+    """recipe -> pixels. Recipes of one keep and schedule hold exactly the same: side by side their whiskers can be told
+    apart, a few pixels off."""
+    together: dict[int, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.line):
+        together[round(x(measure.of(row.memory)))].append(row)
+    return {
+        row.recipe: x(measure.of(row.memory)) + (place - (len(peers) - 1) / 2) * _DODGE
+        for peers in together.values()
+        for place, row in enumerate(peers)
+    }
 
 
 def _tops(group: Group) -> list[float]:
@@ -180,10 +195,10 @@ def _reference(root: ET.Element, frame: Frame, y: Scale, full: Row) -> None:
 
 
 def _series(
-    root: ET.Element, points: Sequence[Row], x: Scale, y: Scale, measure: Measure, style: Style, best: set[str]
+    root: ET.Element, points: Sequence[Row], places: Mapping[str, float], y: Scale, style: Style, best: set[str]
 ) -> None:
     group = put(root, "g", class_="series", data_line=points[0].line, style=f"--c:{style.css}")
-    spots = [(x(measure.of(row.memory)), y(row.score.mean)) for row in points]
+    spots = [(places[row.recipe], y(row.score.mean)) for row in points]
     if len(spots) > 1:
         put(group, "path", class_="line", d=svg.path(spots))
     for row, (px, _) in zip(points, spots, strict=True):
@@ -198,15 +213,14 @@ def _left_labels(
     root: ET.Element,
     frame: Frame,
     named: Mapping[str, Sequence[Row]],
-    x: Scale,
+    places: Mapping[str, float],
     y: Scale,
-    measure: Measure,
     styles: Mapping[str, Style],
 ) -> None:
     """Names in the empty stretch left of the smallest footprint, each tied to the start of its line."""
-    starts = {name: min(points, key=lambda row: measure.of(row.memory)) for name, points in named.items()}
-    column = min(x(measure.of(row.memory)) for row in starts.values()) - 16
-    room = int((column - frame.left - 4) / _LABEL_ADVANCE)
+    starts = {name: min(points, key=lambda row: places[row.recipe]) for name, points in named.items()}
+    column = min(places[row.recipe] for row in starts.values()) - 14
+    room = int((column - frame.left) / _LABEL_ADVANCE)
     # The legend has all names; half a name here could be read as another method's.
     starts = {name: row for name, row in starts.items() if len(short(name)) <= room}
     if len(starts) > _MOST_LABELS:
@@ -215,8 +229,8 @@ def _left_labels(
     placed = svg.spread(heights, _LABEL_GAP, frame.top + 6, frame.y1 - 20)
     for (name, row), height, place in zip(starts.items(), heights, placed, strict=True):
         label(root, name, column, place, room, styles[name], "end")
-        end = x(measure.of(row.memory)) - 5.5
-        put(root, "path", class_="leader", d=svg.path([(column + 2, place), (column + 7, place), (end, height)]))
+        end = places[row.recipe] - 5.5
+        put(root, "path", class_="leader", d=svg.path([(column + 2, place), (column + 5, place), (end, height)]))
 
 
 def short(name: str) -> str:
