@@ -74,8 +74,8 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What all recipes of this method have in common, whatever their options."""
-        return name_of(self.method)
+        """The recipe without its `keep`: what one line of a plot has in common, `snapkv` or `snapkv(when='chunk')`."""
+        return " + ".join(_show(part, hidden=("keep",)) for part in self.parts)
 
     def __str__(self) -> str:
         return " + ".join(_show(part) for part in self.parts)
@@ -85,7 +85,7 @@ def parse(text: str) -> Recipe:
     """A Recipe from its string. ValueError names what is wrong and the nearest thing that is right."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         raise ValueError(f"cannot read the recipe {text!r}: write it like 'snapkv(keep=0.3)'") from None
     parts = tuple(_build(node, text) for node in _terms(tree))
     if len(parts) > 1:
@@ -106,20 +106,36 @@ def _build(node: ast.expr, text: str) -> Any:
     if call.args or any(keyword.arg is None for keyword in call.keywords):
         raise ValueError(f"options of {text!r} need their names, like 'snapkv(keep=0.3)'")
     cls = _find(ast.unparse(call.func))
-    known = [f.name for f in fields(cls) if f.init]
-    options = {}
+    options: dict[str, Any] = {}
     for keyword in call.keywords:
         assert keyword.arg is not None
-        if keyword.arg not in known:
-            raise ValueError(f"unknown option {keyword.arg!r} in {text!r}{nearest(keyword.arg, known)}")
-        try:
-            options[keyword.arg] = ast.literal_eval(keyword.value)
-        except ValueError:
-            raise ValueError(f"option {keyword.arg} of {text!r} must be a plain value") from None
+        if keyword.arg in options:
+            raise ValueError(f"{text!r} names the option {keyword.arg!r} twice")
+        options[keyword.arg] = _value(cls, keyword, text)
     try:
         return cls(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{text!r}: {error}") from None
+
+
+KINDS: dict[type, str] = {float: "a number", int: "a whole number", str: "a text", bool: "True or False"}
+
+
+def _value(cls: type, keyword: ast.keyword, text: str) -> Any:
+    """The value of an option, of the type of its default (a whole number will do for a fraction)."""
+    known = {f.name: f.default for f in fields(cls) if f.init}  # type: ignore[arg-type]
+    if keyword.arg not in known:
+        raise ValueError(f"unknown option {keyword.arg!r} in {text!r}{nearest(str(keyword.arg), known)}")
+    try:
+        value = ast.literal_eval(keyword.value)
+    except (ValueError, TypeError):
+        raise ValueError(f"option {keyword.arg} of {text!r} must be a plain value") from None
+    default = known[keyword.arg]
+    if type(default) is float and type(value) is int:
+        return float(value)
+    if type(default) in KINDS and type(value) is not type(default):
+        raise ValueError(f"{text!r}: {keyword.arg}={value!r} must be {KINDS[type(default)]}, like {default!r}")
+    return value
 
 
 def _find(name: str) -> type:
@@ -133,9 +149,9 @@ def _find(name: str) -> type:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import the method {name!r}: {error}") from None
-    if not is_dataclass(cls):
-        raise ValueError(f"{name!r} is not a method: it must be a frozen dataclass")
-    return cls  # type: ignore[return-value]
+    if not (isinstance(cls, type) and is_dataclass(cls) and hasattr(cls, "select")):
+        raise ValueError(f"{name!r} is not a method: it must be a dataclass that extends kvledger.Method")
+    return cls
 
 
 def name_of(part: Any) -> str:
@@ -145,12 +161,14 @@ def name_of(part: Any) -> str:
     return own.name if own is not None else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _show(part: Any) -> str:
+def _show(part: Any, hidden: tuple[str, ...] = ()) -> str:
     """The canonical string: options that differ from their defaults, and always `keep` where the method has one."""
     name = name_of(part)
     shown = [
         f"{f.name}={getattr(part, f.name)!r}"
         for f in fields(part)
-        if f.init and (getattr(part, f.name) != f.default or (f.name == "keep" and name != "full"))
+        if f.init
+        and f.name not in hidden
+        and (getattr(part, f.name) != f.default or (f.name == "keep" and name != "full"))
     ]
     return f"{name}({', '.join(shown)})" if shown else name

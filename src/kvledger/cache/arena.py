@@ -76,6 +76,8 @@ class Arena:
         `valid` [B, T] bool marks real tokens; the others (padding) are never stored.
         """
         added = [k.shape[2]] * self.batch if valid is None else [int(n) for n in valid.sum(-1).tolist()]
+        if not any(added):
+            return added
         self._reserve(k, v, added)
         before = self.uniform
         if before and len(set(added)) == 1 and valid is None:
@@ -108,6 +110,7 @@ class Arena:
             return
         if max(self.seen) + max(added) > torch.iinfo(self.position.dtype).max:
             self.position = self.position.to(torch.int32)
+            self.watch(self.nbytes)
         for s, span in enumerate(spans):
             seen = self.seen[s // self.heads]
             self.position[span] = torch.arange(seen, seen + span.stop - span.start, device=self.position.device).to(
@@ -187,7 +190,9 @@ class Arena:
 
     def replace(self, s: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
         """Overwrite chosen rows of segment `s`: `rows` [n] counted inside the segment, `k` [n, Dk], `v` [n, Dv]."""
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.length[s]:
+        if not len(rows):
+            return
+        if not 0 <= int(rows.min()) <= int(rows.max()) < self.length[s]:
             raise ValueError(f"rows {rows.tolist()} outside a segment of {self.length[s]} rows")
         if self.shared:
             self._move(None, self.length, self.capacity)
@@ -213,6 +218,8 @@ class Arena:
         """Forget the tokens seen since `mark`. ValueError if one of their rows was dropped meanwhile: rows before them
         may be gone too, and cannot come back."""
         back = [now - then for now, then in zip(self.seen, mark)]
+        if min(back) < 0:
+            raise ValueError(f"cannot go to {list(mark)} tokens: this store has not seen more than {self.seen}")
         for s, n in enumerate(self.length):
             undo, seen = back[s // self.heads], self.seen[s // self.heads]
             if undo and (undo > n or int(self.positions(s, undo)[0]) != seen - undo):

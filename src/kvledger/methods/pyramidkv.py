@@ -19,6 +19,13 @@ class PyramidKV(SnapKV):
 
     beta: int = 20
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta < 1:
+            raise ValueError(
+                f"beta={self.beta}: the last layer's share is the mean's over beta, so it must be at least 1"
+            )
+
     def allocate(self, scores: Tensor, view: View) -> Tensor:
         fixed = min(int(view.recent.sum()), view.budget)
         rows = allocate.pyramid(view.budget, fixed, view.shape[1], view.layer, view.layers, self.beta)

@@ -26,6 +26,11 @@ class Streaming(Method):
 
     among: ClassVar[str] = "all"  # a sliding window forgets rows of earlier chunks, too
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sinks < 0:
+            raise ValueError(f"sinks={self.sinks} is negative")
+
     def score(self, view: View) -> Tensor:
         recency = view.positions.float()
         recency[view.positions < self.sinks] = float("inf")

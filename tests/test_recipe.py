@@ -1,0 +1,157 @@
+"""Recipes round-trip, and every mistake is answered with the nearest right thing."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvledger import recipe
+from kvledger.methods.base import Method
+from kvledger.methods.snapkv import SnapKV
+from kvledger.recipe import Recipe, Row, parse, register, registry
+
+KEEP = st.floats(0.001, 1)
+FRAME = {"when": st.sampled_from(["prompt", "chunk"]), "heads": st.sampled_from(["kv", "query"])}
+VOTE = {
+    "window": st.integers(1, 500),
+    "kernel": st.integers(0, 20).map(lambda n: 2 * n + 1),
+    "pool": st.sampled_from(["avg", "max"]),
+}
+OPTIONS = {
+    "full": FRAME,
+    "random": {"keep": KEEP, **FRAME, "seed": st.integers(-5, 10**6)},
+    "streaming": {"keep": KEEP, **FRAME, "sinks": st.integers(0, 64)},
+    "snapkv": {"keep": KEEP, **FRAME, **VOTE},
+    "pyramidkv": {"keep": KEEP, **FRAME, **VOTE, "beta": st.integers(1, 50)},
+    "adakv": {"keep": KEEP, **FRAME, **VOTE, "floor": st.floats(0, 1)},
+}
+
+
+@st.composite
+def methods(draw: st.DrawFn) -> Method:
+    name = draw(st.sampled_from(sorted(OPTIONS)))
+    chosen = draw(st.fixed_dictionaries({}, optional=OPTIONS[name]))
+    return registry()[name](**chosen)
+
+
+def test_every_registered_method_is_covered_here() -> None:
+    assert {name for name, cls in registry().items() if cls.__module__.startswith("kvledger.")} == set(OPTIONS)
+
+
+@given(methods())
+def test_a_recipe_and_its_string_are_one(method: Method) -> None:
+    text = str(Recipe((method,)))
+    assert parse(text) == Recipe((method,))
+    assert str(parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text, canonical",
+    [
+        ("full", "full"),
+        ("full()", "full"),
+        ("snapkv", "snapkv(keep=0.25)"),
+        (" snapkv( window = 16 , keep = 1 ) ", "snapkv(keep=1.0, window=16)"),
+        ("streaming(keep=0.5, when='prompt')", "streaming(keep=0.5)"),
+        ("adakv(floor=0)", "adakv(keep=0.25, floor=0.0)"),
+        ("kvledger.methods.snapkv.SnapKV(keep=0.5)", "snapkv(keep=0.5)"),
+    ],
+)
+def test_there_is_one_way_to_write_a_recipe(text: str, canonical: str) -> None:
+    assert str(parse(text)) == canonical
+    assert parse(canonical) == parse(text)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("snapvk(keep=0.3)", "unknown method 'snapvk'; did you mean 'snapkv'"),
+        ("zzz", "unknown method 'zzz' (choices: adakv, full, pyramidkv, random, snapkv, streaming"),
+        ("snapkv(keeep=0.3)", "unknown option 'keeep' in 'snapkv(keeep=0.3)'; did you mean 'keep'"),
+        ("streaming(window=3)", "unknown option 'window'"),
+        ("snapkv(0.3)", "need their names"),
+        ("snapkv(**{'keep': 0.3})", "need their names"),
+        ("snapkv(keep=0.3", "cannot read the recipe"),
+        ("", "cannot read the recipe"),
+        ("snapkv(keep=\x00)", "cannot read the recipe"),
+        ("snapkv(keep=print('x'))", "option keep of .* must be a plain value"),
+        ("snapkv(keep={[]: 1})", "option keep of .* must be a plain value"),
+        ("snapkv(keep=0.3, keep=0.4)", "names the option 'keep' twice"),
+        ("snapkv(keep=0)", "keep=0.0 is outside (0, 1]"),
+        ("snapkv(keep=1.5)", "keep=1.5 is outside (0, 1]"),
+        ("full(keep=0.5)", "full keeps everything"),
+        ("snapkv(when='never')", "when='never' is not 'prompt' or 'chunk'"),
+        ("snapkv(heads='all')", "heads='all' is not 'kv' or 'query'"),
+        ("snapkv(window=0)", "at least one query must vote"),
+        ("snapkv(kernel=4)", "kernel=4 must be odd and positive"),
+        ("snapkv(pool='min')", "pool='min' is not 'avg' or 'max'"),
+        ("adakv(floor=1.1)", "floor=1.1 is outside [0, 1]"),
+        ("pyramidkv(beta=0)", "beta=0"),
+        ("streaming(sinks=-1)", "sinks=-1"),
+        ("snapkv(keep='0.3')", "keep='0.3' must be a number, like 0.25"),
+        ("snapkv(keep=True)", "keep=True must be a number, like 0.25"),
+        ("snapkv(window=True)", "window=True must be a whole number, like 32"),
+        ("snapkv(window=8.0)", "window=8.0 must be a whole number, like 32"),
+        ("snapkv(window=None)", "window=None must be a whole number, like 32"),
+        ("snapkv(when=1)", "when=1 must be a text, like 'prompt'"),
+        ("snapkv(keep=0.3) + streaming(keep=0.3)", "has 2 parts"),
+        ("snapkv - streaming", "unknown method"),
+        ("no.such.module.Method(keep=0.1)", "cannot import the method 'no.such.module.Method'"),
+        ("kvledger.methods.snapkv.Nothing", "cannot import the method"),
+        ("kvledger.recipe.parse", "is not a method"),
+        ("kvledger.records.Cell", "is not a method"),
+    ],
+)
+def test_mistakes_are_named(text: str, message: str) -> None:
+    escaped = message if "|" in message or ".*" in message else message.translate({ord(c): "\\" + c for c in "()[]"})
+    with pytest.raises(ValueError, match=escaped):
+        parse(text)
+
+
+def test_nothing_in_a_recipe_is_executed(tmp_path) -> None:
+    target = tmp_path / "made"
+    for text in (f"open({str(target)!r}, 'w')", f"snapkv(keep=open({str(target)!r}, 'w'))"):
+        with pytest.raises(ValueError):
+            parse(text)
+    assert not target.exists()
+
+
+@pytest.fixture
+def outsider(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module of somebody else with a method in it, importable and not registered."""
+    module = types.ModuleType("outsider")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(SnapKV):
+        bias: float = 0.5
+
+    Mine.__module__, Mine.__qualname__ = "outsider", "Mine"
+    module.Mine = Mine
+    monkeypatch.setitem(sys.modules, "outsider", module)
+    monkeypatch.setattr(recipe, "REGISTRY", dict(registry()))
+    return module
+
+
+def test_a_method_of_ones_own_goes_by_its_path(outsider: types.ModuleType) -> None:
+    made = parse("outsider.Mine(keep=0.5, bias=2)")
+    assert made.method == outsider.Mine(keep=0.5, bias=2.0)
+    assert str(made) == "outsider.Mine(keep=0.5, bias=2.0)"  # not its parent's name
+
+
+def test_installed_packages_register_by_entry_point(
+    outsider: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = Row("mine", "compression", "head", "-", "-", "a test")
+
+    class Point:
+        def load(self) -> type:
+            return register(row)(outsider.Mine)
+
+    monkeypatch.setattr(recipe, "entry_points", lambda group: [Point()] if group == "kvledger.methods" else [])
+    assert str(parse("mine(bias=1.5)")) == "mine(keep=0.25, bias=1.5)"
+    assert registry()["mine"].row is row
