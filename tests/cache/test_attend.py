@@ -168,3 +168,14 @@ def test_low_precision_stays_close_and_keeps_its_dtype(dtype: torch.dtype, T: in
     wide.__dict__.update({**arena.__dict__, "k": arena.k.double(), "v": arena.v.double()})
     error = (out.double() - reference(q.double(), wide, SCALE)).abs().max()
     assert error < (0.03 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_the_written_out_softmax_goes_in_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no fused kernel returns a log-sum-exp, memory stays bounded and nothing changes."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=draw, dtype=torch.float64) for n in (9, 9, 9))
+    whole = [readers.sdpa(q, k, v, 0.3, softcap=5.0, causal=causal) for causal in (True, False)]
+    monkeypatch.setattr(readers, "LOGITS_AT_ONCE", 2 * 3 * 9 * 2)  # two queries at a time
+    for causal, (out, lse) in zip((True, False), whole, strict=True):
+        blocked = readers.sdpa(q, k, v, 0.3, softcap=5.0, causal=causal)
+        torch.testing.assert_close(blocked, (out, lse))

@@ -15,6 +15,10 @@ from torch import Tensor
 
 from kvledger.cache.arena import Arena
 
+LOGITS_AT_ONCE = (
+    1 << 26
+)  # of the written-out softmax (256 MB in float32): long chunks go through it in blocks of queries
+
 
 def attend(
     q: Tensor,
@@ -132,17 +136,23 @@ def sdpa(
     if softcap is None and q.device.type == "cpu" and k.shape[-1] == v.shape[-1]:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
         return out, lse
-    return _explicit(q, k, v, scale, softcap, causal)
+    block = max(1, LOGITS_AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]))
+    parts = [
+        _explicit(q[:, :, t : t + block], k, v, scale, softcap, t if causal else None)
+        for t in range(0, q.shape[2], block)
+    ]
+    return torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
 
 
 def _explicit(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, causal: bool
+    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, first: int | None
 ) -> tuple[Tensor, Tensor]:
+    """The softmax written out. `first`: row of `k` that belongs to the first query; later rows are masked (None: no mask)."""
     logits = (q @ k.transpose(-1, -2)).to(torch.float64 if q.dtype == torch.float64 else torch.float32) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    if causal:
-        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    if first is not None:
+        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(first + 1)
         logits = logits.masked_fill(later, -torch.inf)
     lse = logits.logsumexp(-1)
     return (logits - lse[..., None]).exp().to(v.dtype) @ v, lse
