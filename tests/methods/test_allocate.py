@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +50,7 @@ def test_the_pyramid_of_the_published_code() -> None:
     """32 layers, capacity 4096, window 32, a long prompt."""
     rows = [pyramid(4096, 32, 100_000, layer, 32, 20) - 32 for layer in range(32)]
     assert (rows[0], rows[31]) == (7925, 206)
-    assert {a - b for a, b in zip(rows, rows[1:])} == {249}
+    assert {a - b for a, b in pairwise(rows)} == {249}
     assert (4096 - 32) // 20 == 203
     assert 0 <= sum(rows) / 32 - (4096 - 32) < 3
 
