@@ -143,7 +143,7 @@ def mix(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
     draft = Draft()
     draft.add("instruction", MIX_INSTRUCTION)
     shots = Shots(rng, size, form)
-    taken = {w for w in SYLLABLES} | set(shots.words)
+    taken = set(SYLLABLES) | set(shots.words)
     pairs: list[tuple[str, str, Span]] = []
     for i in range(size):
         shots.add(draft, i)
