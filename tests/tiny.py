@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.masking_utils import AttentionMaskInterface
 
+from kvledger.hf.attention import NAME, use
 from kvledger.hf.cache import arenas
 
 VOCAB = 97
@@ -24,6 +25,7 @@ SMALL = dict(
     num_key_value_heads=2,
     head_dim=16,
     max_position_embeddings=512,
+    tie_word_embeddings=False,
     pad_token_id=0,
     bos_token_id=1,
     eos_token_id=96,
@@ -60,6 +62,8 @@ def model(kind: str = "llama", dtype: torch.dtype = torch.float32, **changes: An
 def implementation(made: Any, name: str):
     """The model under another attention implementation, for the moment."""
     before = made.config._attn_implementation
+    if name == NAME:
+        use(made)
     made.set_attn_implementation(name)
     try:
         yield made

@@ -77,6 +77,12 @@ class Ledger:
         self.layers[layer].held = nbytes
         self.peak_bytes = max(self.peak_bytes, self.stored_bytes)
 
+    def hold_other(self, nbytes: int) -> None:
+        """Bytes of layers that are left alone (sliding windows, recurrent states): held here and in the full cache."""
+        self.other_bytes = nbytes
+        self.peak_bytes = max(self.peak_bytes, self.stored_bytes)
+        self.full_peak_bytes = max(self.full_peak_bytes, self.full_bytes)
+
     def forward(self, layer: int, added: Sequence[int], alive: Sequence[int], row_bytes: int, probe: int = 0) -> None:
         """A forward of `added[b]` new tokens has appended to a layer; `alive[s]` counts them in. `probe` of them will be
         rolled back (patch tokens): they cost, but the full cache would not have had them."""

@@ -32,13 +32,15 @@ def new_cache(model: Any, recipe: str | Recipe | Method) -> Cache:
 def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
     """Replace the full-attention layers of an empty cache in place. ValueError if the model has none."""
     use(model)
+    if not cache.layers:  # made without a config: its layers would appear one by one
+        cache.layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     slots = [i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer]
     if not slots:
         kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers})) or "no layers"
         raise ValueError(
             f"{model.config.model_type!r} has no full-attention layer whose cache could be compressed ({kinds})"
         )
-    run = Run(recipe.method, len(slots))
+    run = Run(recipe.method, len(slots), model.config)
     for slot, i in enumerate(slots):
         cache.layers[i] = ArenaLayer(slot, run)
     return run
@@ -77,8 +79,17 @@ def check_supported(model: Any) -> None:
     """Two tokens through the model: every compressible layer must reach our attention function. ValueError names the type.
 
     Some models change keys after caching them, or do not use transformers' attention interface; they would silently run
-    dense, so they are refused here.
+    dense, so they are refused here, and left as they were.
     """
+    before = model.config._attn_implementation
+    try:
+        _try_out(model)
+    except ValueError:
+        model.set_attn_implementation(before)
+        raise
+
+
+def _try_out(model: Any) -> None:
     cache = new_cache(model, "full")
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     try:

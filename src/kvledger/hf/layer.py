@@ -17,7 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 from kvledger.cache.arena import Arena
 from kvledger.cache.attend import attend
 from kvledger.cache.ledger import Ledger
-from kvledger.hf.attention import TAG
+from kvledger.hf.attention import NAME, TAG
 from kvledger.methods.base import Method, View
 
 
@@ -28,6 +28,7 @@ class Run:
 
     method: Method
     layers: int
+    config: Any  # of the model, to see which attention it is set to
     ledger: Ledger = field(default_factory=Ledger)
     auto: bool = True
     reading: bool = True
@@ -58,6 +59,10 @@ class ArenaLayer(CacheLayerMixin):
             raise ValueError(
                 "this model changes keys after they reach the cache, so its attention cannot be kept by kvledger; "
                 "supported are models that pass cached keys straight to their attention function"
+            )
+        if self.run.config._attn_implementation != NAME:
+            raise ValueError(
+                "the model's attention was changed under this cache: use it inside `attach`, or in a session"
             )
         self.is_initialized = self.pending = True
         self.columns += key_states.shape[-2]
@@ -98,6 +103,8 @@ class ArenaLayer(CacheLayerMixin):
         sinks: Tensor | None,
     ) -> Tensor:
         """Store the new rows, attend over all, drop what the schedule says. [B, Hq, T, Dk] -> [B, Hq, T, Dv]."""
+        if not self.pending:
+            raise ValueError("several layers of this model read one layer's keys, which kvledger cannot keep yet")
         self.pending = False
         run, method = self.run, self.run.method
         if self.arena is None:
@@ -157,13 +164,18 @@ class ArenaLayer(CacheLayerMixin):
         for b, new in enumerate(added):
             new -= run.probe
             whole = run.method.when == "prompt" or run.method.among == "all"
-            candidates = arena.length[b * arena.heads] - run.probe if whole else new
+            lengths = arena.length[b * arena.heads : (b + 1) * arena.heads]
+            if whole and len(set(lengths)) > 1:
+                raise ValueError(
+                    f"{run.method}: among='all' needs heads of equal length, and these hold {lengths} rows"
+                )
+            candidates = lengths[0] - run.probe if whole else new
             budget = run.method.rows(arena.seen[b] - run.probe if whole else new)
             if candidates <= budget or run.method.keep == 1:
                 mask = torch.ones(arena.heads, candidates, dtype=torch.bool)
-            else:
-                mask = run.method.select(self._view(b, candidates, budget, scale))
-            masks.append(torch.nn.functional.pad(mask, (0, run.probe), value=False))
+            else:  # a probe's rows are the recent ones: they vote, are counted in while the method looks, and go
+                mask = run.method.select(self._view(b, candidates + run.probe, budget + run.probe, scale))
+            masks.append(torch.nn.functional.pad(mask[:, :candidates], (0, run.probe), value=False))
         dropped = arena.keep(masks) - run.probe * len(arena.length)
         arena.seen = [n - run.probe for n in arena.seen]
         self.columns -= run.probe
@@ -172,21 +184,20 @@ class ArenaLayer(CacheLayerMixin):
         run.ledger.evict(self.slot, arena.length, dropped)
 
     def _view(self, b: int, candidates: int, budget: int, scale: float) -> View:
-        """The candidate rows of sequence `b`, seen by a method. Zero-copy where all heads are alike."""
+        """The last `candidates` rows of sequence `b`, as a method sees them."""
         assert self.arena is not None
-        arena, probe = self.arena, self.run.probe
+        arena = self.arena
         segments = range(b * arena.heads, (b + 1) * arena.heads)
 
         def rows(buffer: Tensor) -> Tensor:
-            spans = [arena.segment(s, candidates + probe) for s in segments]
-            return torch.stack([buffer[span.start : span.stop - probe] for span in spans])
+            return torch.stack([buffer[arena.segment(s, candidates)] for s in segments])
 
         if self.last_queries:
             queries = self.last_queries[b].unflatten(0, (arena.heads, -1))
         else:
             queries = arena.k.new_zeros(arena.heads, 1, 0, arena.k.shape[-1])
         seen = arena.seen[b]
-        positions = arena.positions(segments[0], candidates + probe)[:candidates]
+        positions = arena.positions(segments[0], candidates)
         query_positions = torch.arange(seen - queries.shape[2], seen, device=positions.device)
         recent = (
             positions >= (seen - queries.shape[2])

@@ -48,7 +48,7 @@ class Attached:
         if self.cache is None:
             raise ValueError("the model has not been called inside this block yet")
         ledger = caches.run_of(self.cache).ledger
-        ledger.other_bytes = caches.other_bytes(self.cache)
+        ledger.hold_other(caches.other_bytes(self.cache))
         return ledger
 
 
@@ -56,13 +56,12 @@ class Attached:
 def attach(model: PreTrainedModel, recipe: Any) -> Iterator[Attached]:
     """Inside the block every fresh cache of `model` follows `recipe`, whoever calls it: `model.generate(...)`, a pipeline.
 
-    The first forward of several tokens is taken for the whole prompt. Caches made inside stay valid afterwards; nothing is
-    left on the model but its attention name, which is put back.
+    The first forward of several tokens is taken for the whole prompt. Nothing is left on the model: its attention name is put
+    back, and a cache made inside is of use only in a block again.
     """
+    attached, before = Attached(), model.config._attn_implementation
     resolved = caches.resolve(recipe)
     caches.check_supported(model)
-    attached, before = Attached(), model.config._attn_implementation
-    use(model)
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         cache = kwargs.get("past_key_values")
@@ -76,9 +75,14 @@ def attach(model: PreTrainedModel, recipe: Any) -> Iterator[Attached]:
             attached.cache = cache
         return args, {**kwargs, "past_key_values": cache}
 
-    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    def note(*call: Any) -> None:
+        if attached.cache is not None:
+            _ = attached.ledger
+
+    handles = [model.register_forward_pre_hook(hook, with_kwargs=True), model.register_forward_hook(note)]
     try:
         yield attached
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         model.set_attn_implementation(before)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvledger.cache.ledger import Ledger
 from kvledger.hf import cache as caches
+from kvledger.hf.attention import use
 from kvledger.hf.chat import Chat
 from kvledger.hf.layer import ArenaLayer
 from kvledger.recipe import Recipe
@@ -59,7 +60,7 @@ class Session:
         self.run = caches.run_of(self.cache)
         self.run.auto, self.run.reading = False, False
         self.tokens = 0
-        self._logits: Tensor | None = None
+        self._logits: Tensor | None = None  # of the last token of a question that waits for its answer
         self._unread: list[int] = []  # history that the cache has not seen yet
         self._turns = 0
         self._held = (0, 0)
@@ -70,7 +71,7 @@ class Session:
 
     @property
     def ledger(self) -> Ledger:
-        self.run.ledger.other_bytes = caches.other_bytes(self.cache)
+        self.run.ledger.hold_other(caches.other_bytes(self.cache))
         return self.run.ledger
 
     # ---- what a user does ----------------------------------------------------------------------------------------
@@ -84,9 +85,13 @@ class Session:
         started = time.perf_counter()
         before, after = self.chat.opening(context, question or "")
         ids = before + (after if question is not None else [])
+        if not ids:
+            raise ValueError("the context is empty: there is nothing to read")
         self.check_length(len(ids))
         self._read(ids, patched)
         self._turns = 0 if question is None else 1
+        if question is None:
+            self._logits = None
         self._note_bytes()
         self._reading_seconds = time.perf_counter() - started
 
@@ -97,6 +102,8 @@ class Session:
 
     def turn(self, question: str, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
         """`ask` with its figures."""
+        if self._logits is not None:
+            raise ValueError("the question that was read with the context has not been answered: call `answer` first")
         started = time.perf_counter()
         self._note_bytes()
         if not self.tokens:
@@ -105,6 +112,8 @@ class Session:
         else:
             ids = self.chat.opening("", question)[1] if not self._turns else self.chat.follow_up(question)
         ids = self._unread + ids
+        if not ids:
+            raise ValueError("the question is empty: there is nothing to answer")
         self.check_length(self.tokens + len(ids) + max_new_tokens)
         self._unread = []
         self._turns += 1
@@ -116,7 +125,8 @@ class Session:
     def answer(self, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
         """Generate the answer to a question that has been read."""
         if self._logits is None:
-            raise ValueError("nothing has been read that could be answered")
+            raise ValueError("no question waits for an answer: read one with the context, or call `ask`")
+        self.check_length(self.tokens + max_new_tokens)
         prompt_tokens, started = self.tokens, time.perf_counter() - self._reading_seconds
         marks = self._mark() if gold is not None else None
         new, first = self._decode(max_new_tokens)
@@ -124,6 +134,7 @@ class Session:
             assert gold is not None
             self._rollback(marks)
             self._unread = self.chat.answer(gold)
+        self._logits = None
         self._reading_seconds, seconds = 0.0, time.perf_counter() - started
         return Answer(self.chat.text(new), prompt_tokens, len(new), *self._held, first - started, seconds)
 
@@ -165,10 +176,12 @@ class Session:
 
     @torch.inference_mode()
     def _forward(self, ids: list[int], kind: str) -> None:
+        use(self.model)
         self.run.ledger.kind = kind
         tensor = torch.tensor([ids], device=self.model.device)
         out = self.model(input_ids=tensor, past_key_values=self.cache, use_cache=True, **self._short_logits)
         self._logits = out.logits[0, -1]
+        self.run.ledger.hold_other(caches.other_bytes(self.cache))
         self.tokens += len(ids)
 
     def _decode(self, max_new_tokens: int) -> tuple[list[int], float]:
