@@ -85,8 +85,8 @@ class ArenaLayer(CacheLayerMixin):
         if self.arena is not None:
             self.arena.select(beam_idx.tolist())
 
-    def reset(self) -> None:
-        raise NotImplementedError("a compressed cache is not reset in place; make a new one")
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("a compressed cache is not reset, cropped or moved in place; make a new one")
 
     offload = prefetch = crop = batch_repeat_interleave = batch_select_indices = reset  # type: ignore[assignment]
 
