@@ -51,6 +51,34 @@ def test_chunked_prefill_of_transformers_is_evicted_chunk_by_chunk() -> None:
     assert [layer.arena.length for layer in arenas(attached.cache)] == [[24] * 2] * 3
 
 
+@pytest.mark.parametrize("recipe", ["full", "snapkv(keep=0.5, window=4, when='chunk')"])
+def test_a_conversation_goes_on_from_an_evicted_cache(recipe: str) -> None:
+    """The second turn is given as transformers wants it: all ids so far, and the cache that has seen most of them."""
+    made = fresh()
+    with kv.attach(made, recipe):
+        cache = kv.new_cache(made, recipe)
+        with tiny.Witness(made) as witness:
+            first = tiny.generated(made, tiny.ids(40), NEW, past_key_values=cache)
+            whole = torch.cat([tiny.ids(40), torch.tensor(first), tiny.ids(5, seed=1)], dim=1)
+            tiny.generated(made, whole, NEW, past_key_values=cache)
+    assert [len(ids) for ids, _, _ in witness.steps] == [40, *[1] * (NEW - 1), 6, *[1] * (NEW - 1)]
+    torch.testing.assert_close(witness.logits(), witness.dense(), rtol=1e-6, atol=1e-6)
+
+
+def test_chunks_that_are_all_padding_for_some() -> None:
+    made = fresh()
+    padded, mask = tiny.ids(30, batch=2), torch.ones(2, 30, dtype=torch.long)
+    mask[1, :21] = 0
+    with kv.attach(made, "full") as attached:
+        together = tiny.generated(made, padded, NEW, mask, prefill_chunk_size=8)
+        assert attached.ledger.full_bytes == (30 + 9 + 2 * (NEW - 1)) * 3 * 2 * 2 * 16 * 8
+        alone = [tiny.generated(made, padded[:1], NEW)[0], tiny.generated(made, padded[1:, 21:], NEW)[0]]
+    assert together == alone
+    with kv.attach(made, "snapkv(keep=0.5, window=4, when='chunk')") as attached:
+        tiny.generated(made, padded, 1, mask, prefill_chunk_size=8)
+    assert [layer.arena.length for layer in arenas(attached.cache)] == [[15, 15, 4, 4]] * 3
+
+
 def test_the_name_is_put_back_after_an_error() -> None:
     made = fresh()
     with pytest.raises(KeyError), kv.attach(made, SNAP):
