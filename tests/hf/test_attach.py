@@ -153,6 +153,18 @@ def test_a_session_outlives_a_block() -> None:
     assert sessions[1].ask(tiny.text(3, seed=1), NEW) == expected
 
 
+def test_a_session_inside_a_block_keeps_to_itself() -> None:
+    made = fresh()
+    with kv.attach(made, SNAP) as attached:
+        tiny.generated(made, tiny.ids(40), 2)
+        cache = attached.cache
+        session = kv.open(made, tiny.tokenizer(), "full")
+        session.read(tiny.text(30))
+        assert session.ask(tiny.text(3, seed=1), NEW)
+        assert attached.cache is cache
+    assert session.ledger.dropped == 0
+
+
 @pytest.mark.parametrize("recipe", ["full", SNAP, "adakv(keep=0.4, window=4, heads='query')"])
 def test_beam_search_reorders_the_rows(recipe: str) -> None:
     made, prompt = fresh(), tiny.ids(30, batch=2)

@@ -91,6 +91,7 @@ def check_supported(model: Any) -> None:
 
 def _try_out(model: Any) -> None:
     cache = new_cache(model, "full")
+    run_of(cache).auto = False
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     try:
         with torch.inference_mode():

@@ -71,7 +71,7 @@ def attach(model: PreTrainedModel, recipe: Any) -> Iterator[Attached]:
             if cache.get_seq_length():
                 raise ValueError("this cache holds tokens already; attach before the first call")
             caches.install(cache, model, resolved)
-        if cache is not None:
+        if cache is not None and caches.run_of(cache).auto:  # a session's cache is the session's
             attached.cache = cache
         return args, {**kwargs, "past_key_values": cache}
 
