@@ -79,6 +79,21 @@ def test_chunks_that_are_all_padding_for_some() -> None:
     assert [layer.arena.length for layer in arenas(attached.cache)] == [[15, 15, 4, 4]] * 3
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_padding_does_not_vote(left: bool) -> None:
+    made, padded, mask = fresh(), tiny.ids(30, batch=2), torch.ones(2, 30, dtype=torch.long)
+    real = slice(10, 30) if left else slice(0, 20)
+    mask[1] = 0
+    mask[1, real] = 1
+    kept = []
+    with kv.attach(made, SNAP) as attached, torch.inference_mode():
+        made(input_ids=padded, attention_mask=mask)
+        kept.append([layer[2:] for layer in tiny.alive(attached.cache)])
+        made(input_ids=padded[1:, real])
+        kept.append(tiny.alive(attached.cache))
+    assert kept[0] == kept[1]
+
+
 def test_the_name_is_put_back_after_an_error() -> None:
     made = fresh()
     with pytest.raises(KeyError), kv.attach(made, SNAP):
