@@ -115,8 +115,9 @@ def test_hidden_questions_do_not_change_what_is_kept(chunk: int, when: str) -> N
     assert hidden.tokens == seen + NEW - 1
 
 
-def test_a_branch_is_a_branch() -> None:
-    trunk = opened(SNAP)
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_a_branch_is_a_branch(kind: str) -> None:
+    trunk = opened(SNAP, kind=kind)
     trunk.read(CONTEXT)
     first, second = trunk.fork(), trunk.fork()
     one = first.ask(QUESTION, NEW)
@@ -124,12 +125,12 @@ def test_a_branch_is_a_branch() -> None:
     assert second.ask(QUESTION, NEW) == one
     again = first.ask(SECOND, NEW)
     assert second.fork().ask(SECOND, NEW) == again
-    assert trunk.fork().ask(SECOND, NEW) == opened_and_read(SNAP).ask(SECOND, NEW)
+    assert trunk.fork().ask(SECOND, NEW) == opened_and_read(SNAP, kind).ask(SECOND, NEW)
     assert trunk.ledger.full_bytes < first.ledger.full_bytes
 
 
-def opened_and_read(recipe: str) -> Session:
-    session = opened(recipe)
+def opened_and_read(recipe: str, kind: str) -> Session:
+    session = opened(recipe, kind=kind)
     session.read(CONTEXT)
     return session
 
