@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import Tensor
 
-from kvledger.methods.base import View
+from kvledger.methods.base import Method, View
 from kvledger.recipe import parse, registry
 
 H, G, N, D, W = 2, 3, 40, 8, 6
@@ -157,12 +159,16 @@ def test_random_is_seeded_and_fair() -> None:
     assert share.float().mean((0, 1)).sub(0.5).abs().max() < 0.12
 
 
+def with_small_window(name: str) -> Method:
+    cls = registry()[name]
+    return cls(window=W) if "window" in {f.name for f in fields(cls)} else cls()
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("budget", [1, 3, 6, 7, 20, 39])
 def test_budgets_are_kept_and_the_recent_stay(name: str, budget: int) -> None:
-    cls = registry()[name]
-    method = cls(window=W) if cls.window else cls()
-    w = W if cls.window else 0
+    method = with_small_window(name)
+    w = method.window
     layers = [method.select(view(budget, layer, w=w)) for layer in range(4)]
     total = sum(int(mask.sum()) for mask in layers)
     if name == "pyramidkv":
@@ -176,9 +182,8 @@ def test_budgets_are_kept_and_the_recent_stay(name: str, budget: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_rows_are_chosen_twice(name: str) -> None:
-    cls = registry()[name]
-    seen = view(12, w=W if cls.window else 0)
-    method = cls(window=W) if cls.window else cls()
+    method = with_small_window(name)
+    seen = view(12, w=method.window)
     before = seen.keys.clone(), seen.queries.clone(), seen.positions.clone()
     assert torch.equal(method.select(seen), method.select(seen))
     for old, new in zip(before, (seen.keys, seen.queries, seen.positions)):
@@ -195,3 +200,30 @@ def test_ties_go_to_the_earlier_row(name: str) -> None:
     for rows in chosen(mask):
         prefix = rows - WINDOW
         assert prefix == set(range(len(prefix)))
+
+
+def test_knorm_keeps_the_smallest_keys() -> None:
+    seen = view()
+    expected = torch.tensor([[-(sum(float(x) ** 2 for x in key) ** 0.5) for key in head] for head in seen.keys])
+    torch.testing.assert_close(parse("knorm").method.score(seen), expected)
+
+
+def test_keydiff_keeps_the_keys_least_like_the_mean_direction() -> None:
+    seen = view()
+    expected = torch.zeros(H, N)
+    for h in range(H):
+        directions = torch.stack([key / key.norm() for key in seen.keys[h]])
+        anchor = directions.mean(0)
+        for j in range(N):
+            expected[h, j] = -float(directions[j] @ anchor) / float(anchor.norm())
+    torch.testing.assert_close(parse("keydiff").method.score(seen), expected)
+
+
+def test_tova_asks_the_last_query_of_all_heads_and_keeps_the_same_rows_in_each() -> None:
+    seen = view(w=1, budget=9)
+    mass = torch.zeros(N)
+    for h in range(H):
+        for g in range(G):
+            mass += (seen.keys[h] @ seen.queries[h, g, 0] * seen.scale).softmax(0) / (H * G)
+    expected = best(mass[:-1], 8) | {N - 1}
+    assert chosen(parse("tova").method.select(seen)) == [expected] * H
