@@ -19,7 +19,10 @@ MF_ASK, MF_END = "\n\nYou should answer with only one number, no other words. Th
 MF_NEXT = ", "
 RANKS = ("largest", "second largest", "third largest", "smallest", "second smallest", "third smallest")
 SMALL_RANKS = ("largest", "second largest", "smallest", "second smallest")
-COPIES = 4  # how often a planted rank occurs in the small form; in the full form once
+COPIES = (
+    4  # how often a planted rank occurs in the small form, at least, or one number in RARITY; in the full form once
+)
+RARITY = 48
 
 MS_INSTRUCTION = "Learn from the examples which label each word carries.\n\n"
 MS_IS, MS_STOP = " -> (", ")\n"
@@ -37,7 +40,7 @@ def mf(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
     """
     ranks = SMALL_RANKS if form == "small" else RANKS
     planted, bulk = _values(rng, ranks, form)
-    copies = min(COPIES if form == "small" else 1, max(1, size // (2 * len(ranks))))
+    copies = max(1, min(COPIES, size // (2 * len(ranks))), size // RARITY) if form == "small" else 1
     numbers = [rng.choice(bulk) for _ in range(size)]
     slots = rng.sample(range(size), copies * len(ranks)) if form == "small" else stratify_apart(rng, size, len(ranks))
     for place, slot in enumerate(slots):
@@ -62,7 +65,7 @@ def stratify_apart(rng: random.Random, places: int, count: int) -> list[int]:
 
 def _values(rng: random.Random, ranks: tuple[str, ...], form: Form) -> tuple[dict[str, int], list[int]]:
     """Outermost values by rank, and the values in between. Steps between ranks are random, so one rank tells no other."""
-    low, high, least, step = (10, 99, 40, (3, 5)) if form == "small" else (100, 999, 300, (1, 9))
+    low, high, least, step = (10, 99, 45, (4, 7)) if form == "small" else (100, 999, 300, (1, 9))
     width = rng.randint(least, high - low)
     bottom = rng.randint(low, high - width)
     ends = {"largest": [bottom + width], "smallest": [bottom]}

@@ -22,7 +22,7 @@ TEXT_WEIGHT = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """How a task fills a row: tokens of one unit of context and of one turn, units a turn brings, most turns."""
+    """How a task fills a row: tokens of one unit of context and of one turn, most turns, loss weight."""
 
     build: Build
     head: int
@@ -30,13 +30,14 @@ class Plan:
     turn: float
     most_turns: int
     least: Callable[[int], int]
+    weight: float = 1.0
 
 
 PLANS: dict[str, Plan] = {
     "kv": Plan(retrieval.kv, 5, 6, 10, 40, lambda turns: max(2, turns // 2)),
     "prefix_suffix": Plan(retrieval.prefix_suffix, 5, 4, 12, 32, lambda turns: max(4, turns)),
     "vt": Plan(retrieval.vt, 20, 5.5, 27, 20, lambda turns: 1),
-    "mf": Plan(overall.mf, 5, 2, 8, 4, lambda turns: 12),
+    "mf": Plan(overall.mf, 5, 2, 8, 4, lambda turns: 12, 5.0),  # few questions a context: each counts more
     "many_shot": Plan(overall.many_shot, 5, 4, 8, 40, lambda turns: max(8, turns)),
     "mix": Plan(overall.mix, 5, 7.5, 9, 40, lambda turns: max(6, turns // 2)),
 }
@@ -55,7 +56,7 @@ class Row:
 def sample(rng: random.Random, task: str, length: int) -> Sample:
     """A sample of `task` that, asked all its turns, fills about `length` tokens."""
     plan = PLANS[task]
-    share = rng.choice((0.02, 0.15, 0.3, 0.5))
+    share = rng.choice((0.02, 0.08, 0.2, 0.4))
     turns = max(1, min(plan.most_turns, int(length * share / plan.turn)))
     size = max(plan.least(turns), int((length - plan.head - turns * plan.turn) / plan.unit))
     return plan.build(rng, size, turns, "small")
@@ -63,11 +64,11 @@ def sample(rng: random.Random, task: str, length: int) -> Sample:
 
 def conversation(tokenizer: PreTrainedTokenizerFast, task: str, made: Sample) -> Row:
     """The chat with all turns: context and first question, gold answer, second question, …"""
-    row = Row(task, [], [], [])
+    row, plan = Row(task, [], [], []), PLANS[task]
     ask = "<|bos|><|user|>" + made.text
     for number, turn in enumerate(made.turns):
         _append(row, tokenizer.encode(ask + turn.question + "<|end|><|assistant|>"), -1, 0.0)
-        _append(row, tokenizer.encode(turn.gold + "<|end|>"), number, 1.0)
+        _append(row, tokenizer.encode(turn.gold + "<|end|>"), number, plan.weight)
         ask = "<|user|>"
     return row
 

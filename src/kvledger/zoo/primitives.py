@@ -16,7 +16,7 @@ from kvledger.zoo.tokenizer import NUMBERS
 
 GLUE = ('": "', '", "', " -> (", ", ", ")\n", '"\n')
 BACK_GLUE = (" = ", " = VAR ")  # what a backward lookup is known by
-SHAPES = ("repeat", "k : v", "k k : v v", "v of k back", "ends of three")
+SHAPES = ("repeat", "k : v", "k k : v v", "v of k back", "v k back", "ends of three")
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,25 @@ def _repeat(rng: random.Random, letters: Alphabet, length: int) -> tuple[list[in
 
 def _lookup(rng: random.Random, letters: Alphabet, shape: str, length: int) -> tuple[list[int], list[int]]:
     """A list of items, then questions about them in another order, answers beside the questions."""
-    draw = {"k : v": (1, 1), "k k : v v": (2, 2), "v of k back": (1, 1), "ends of three": (3, 0)}[shape]
+    draw = {"k : v": (1, 1), "k k : v v": (2, 2), "v of k back": (1, 1), "v k back": (1, 1), "ends of three": (3, 0)}[
+        shape
+    ]
     glue, stop, ask, tell = rng.sample(letters.glue, 4)
     if shape == "v of k back":
         glue = rng.choice(letters.back_glue)
+    if shape == "v k back":
+        stop = rng.choice(letters.back_glue)
     context_item = _show(shape, [0] * draw[0], [0] * draw[1], glue, stop)
     ask_item, answer_item = _ask(shape, [0] * draw[0], [0] * draw[1], ask, tell)
     cost = len(context_item) + len(ask_item) + len(answer_item)
     items = max(2, min((length - 1) // cost, len(letters.words) // 2))
+    ends = rng.sample(letters.words, int(items**0.5) + 2)
     keys: list[list[int]] = []
     seen: set[tuple[int, int]] = set()
     while len(keys) < items:
         key = rng.choices(letters.words, k=draw[0])
+        if shape == "ends of three":  # few different ends: neither of them alone tells which item
+            key[0], key[2] = rng.choice(ends), rng.choice(ends)
         if (key[0], key[-1]) not in seen:
             seen.add((key[0], key[-1]))
             keys.append(key)
@@ -84,6 +91,8 @@ def _show(shape: str, key: list[int], value: list[int], glue: int, stop: int) ->
     """How an item is written in the context."""
     if shape == "v of k back":
         return [*value, glue, *key, stop]
+    if shape == "v k back":
+        return [*value, *key, stop]
     if shape == "ends of three":
         return [*key, stop]
     return [*key, glue, *value, stop]

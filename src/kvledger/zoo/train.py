@@ -40,12 +40,13 @@ class Stage:
 STAGES = (
     Stage(32, 4096, 0.2, 0.8, 0.0, 0.0),
     Stage(64, 4096, 0.1, 0.6, 0.3, 0.0),
-    Stage(128, 4096, 0.05, 0.35, 0.6, 0.0),
-    Stage(256, 6144, 0.0, 0.2, 0.75, 0.05),
-    Stage(512, 6144, 0.0, 0.15, 0.8, 0.05),
-    Stage(1024, 8192, 0.0, 0.1, 0.85, 0.05),
+    Stage(128, 6144, 0.02, 0.18, 0.8, 0.0),
+    Stage(256, 6144, 0.0, 0.15, 0.83, 0.02),
+    Stage(512, 6144, 0.0, 0.04, 0.94, 0.02),
+    Stage(1024, 8192, 0.0, 0.0, 0.97, 0.03),
     Stage(2304, 9216, 0.0, 0.0, 0.95, 0.05),
 )
+LONG = 4608
 READY = 0.9
 KINDS = ("repeats", "lookups", "tasks", "text")
 
@@ -93,10 +94,13 @@ class Run:
 
 
 def batch(run: Run, rng: random.Random) -> list[data.Row]:
-    """Rows of one length: this stage's mostly, an earlier one's at times; weaker tasks and shapes come more often."""
+    """Rows of one length: this stage's mostly, an earlier one's at times, in the end a longer one now and then."""
     stage = STAGES[run.level]
-    earlier = run.level > 2 and rng.random() < 0.35
-    length = STAGES[rng.randint(2, run.level - 1)].length if earlier else stage.length
+    length, chance = stage.length, rng.random()
+    if run.level > 2 and chance < 0.35:
+        length = STAGES[rng.randint(2, run.level - 1)].length
+    elif run.level == len(STAGES) - 1 and chance < 0.45:
+        length = LONG
     kinds = rng.choices(
         KINDS, (stage.repeats, stage.lookups, stage.tasks, stage.text), k=max(2, stage.tokens // length)
     )
@@ -131,7 +135,7 @@ def train_step(run: Run, rows: list[data.Row]) -> tuple[float, dict[str, list[bo
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     run.optimiser.step()
     run.optimiser.zero_grad()
-    answers = weight == 1.0
+    answers = weight >= 1.0
     loss = float(losses.detach()[answers].mean()) if bool(answers.any()) else math.nan
     return loss, _graded(rows, chosen, logits.argmax(-1) == wanted)
 
