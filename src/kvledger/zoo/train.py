@@ -97,9 +97,9 @@ def batch(run: Run, rng: random.Random) -> list[data.Row]:
     """Rows of one length: this stage's mostly, an earlier one's at times, in the end a longer one now and then."""
     stage = STAGES[run.level]
     length, chance = stage.length, rng.random()
-    if run.level > 2 and chance < 0.35:
+    if run.level > 2 and chance < 0.55:
         length = STAGES[rng.randint(2, run.level - 1)].length
-    elif run.level == len(STAGES) - 1 and chance < 0.45:
+    elif run.level == len(STAGES) - 1 and chance < 0.62:
         length = LONG
     kinds = rng.choices(
         KINDS, (stage.repeats, stage.lookups, stage.tasks, stage.text), k=max(2, stage.tokens // length)
