@@ -1,0 +1,90 @@
+"""The embedded model as a stranger meets it: plain transformers files, small, and able to do the work."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kvledger import zoo
+from kvledger.tasks import TASKS, get
+from kvledger.zoo.data import FIRST_TRAINING_SEED, PLANS, conversation, sample
+from kvledger.zoo.evaluate import evaluate
+from kvledger.zoo.tokenizer import VOCABULARY
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(zoo.path())
+
+
+def test_fits_in_sixteen_mebibytes_and_loads_as_any_other_model():
+    assert sum(file.stat().st_size for file in zoo.path().iterdir()) <= 16 * 2**20
+    model = AutoModelForCausalLM.from_pretrained(zoo.path())
+    assert model.dtype == torch.bfloat16
+    assert model.config.num_hidden_layers >= 6
+    assert model.config.num_key_value_heads == 4
+    assert model.generation_config.do_sample is False
+    assert model.get_input_embeddings().weight.shape[0] == VOCABULARY
+
+
+def test_special_tokens_are_where_config_and_tokenizer_say(tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(zoo.path())
+    assert tokenizer.decode([model.config.eos_token_id]) == "<|end|>" == tokenizer.eos_token
+    assert tokenizer.decode([model.config.bos_token_id]) == "<|bos|>" == tokenizer.bos_token
+    assert len(tokenizer) == VOCABULARY
+
+
+@pytest.mark.parametrize(
+    "text", ["naïve Ωmega\t“quoted”\r\n\x00", "def f(x):\n    return x ** 2  # 1024\n", "BAKO bako Bako"]
+)
+def test_any_text_survives_the_tokenizer(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_pieces_are_single_tokens(tokenizer):
+    assert tokenizer.tokenize('"BAKO": "TIMU"') == ['"', "BA", "KO", '": "', "TI", "MU", '"']
+    assert tokenizer.tokenize("[47, 98]") == ["[", "47", ", ", "98", "]"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_context_and_question_may_be_tokenised_apart(tokenizer, name):
+    made = get(name).make(1, 0, 400, lambda text: len(tokenizer.encode(text)), 5)
+    for turn in made.turns:
+        apart = tokenizer.encode(made.text) + tokenizer.encode(turn.question)
+        assert apart == tokenizer.encode(made.text + turn.question)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_chat_rendering_is_incremental(tokenizer, name):
+    made = get(name).make(1, 0, 400, lambda text: len(tokenizer.encode(text)), 3)
+    messages: list[dict[str, str]] = []
+    grown: list[int] = []
+    for number, turn in enumerate(made.turns):
+        messages.append({"role": "user", "content": (made.text if number == 0 else "") + turn.question})
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert prompt[: len(grown)] == grown
+        messages.append({"role": "assistant", "content": turn.gold})
+        grown = tokenizer.apply_chat_template(messages, return_dict=False)
+        assert grown[: len(prompt)] == prompt
+        assert grown == prompt + tokenizer.encode(turn.gold + "<|end|>")
+    assert grown.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("task", PLANS)
+def test_training_rows_are_the_chat_format(tokenizer, task):
+    import random
+
+    made = sample(random.Random(FIRST_TRAINING_SEED), task, 200)
+    messages = []
+    for number, turn in enumerate(made.turns):
+        messages.append({"role": "user", "content": (made.text if number == 0 else "") + turn.question})
+        messages.append({"role": "assistant", "content": turn.gold})
+    row = conversation(tokenizer, task, made)
+    assert row.ids == tokenizer.apply_chat_template(messages, return_dict=False)
+    learned = [token for token, weight in zip(row.ids, row.weights, strict=True) if weight]
+    assert tokenizer.decode(learned) == "".join(turn.gold + "<|end|>" for turn in made.turns)
+
+
+@pytest.mark.parametrize("mode", ["multi-turn", "multi-request"])
+def test_looks_up_keys_with_the_full_cache(mode):
+    (result,) = evaluate(zoo.path(), ["scbench/kv"], 512, 4, 7, mode, 5)
+    assert result["score"] >= 0.9
