@@ -1,5 +1,7 @@
 """What holds for every generator in both forms, and what holds for one."""
 
+import itertools
+import random
 import re
 import statistics
 
@@ -75,8 +77,6 @@ def test_depths_cover_the_text_and_say_nothing_about_the_turn(name):
 
 
 def test_stratify_takes_one_place_from_each_bin():
-    import random
-
     picks = stratify(random.Random(0), 100, 5)
     assert sorted(pick // 20 for pick in picks) == [0, 1, 2, 3, 4]
 
@@ -140,7 +140,7 @@ def test_the_mix_asks_both_kinds_in_turn():
     made = make("scbench/mix", turns=6)
     kinds = [turn.subtask for turn in made.turns]
     assert set(kinds) == {"kv", "many_shot"}
-    assert all(a != b for a, b in zip(kinds, kinds[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(kinds))
     assert {segment.role for segment in made.segments} == {"instruction", "demos", "context"}
 
 

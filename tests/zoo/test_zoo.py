@@ -1,5 +1,7 @@
 """The embedded model as a stranger meets it: plain transformers files, small, and able to do the work."""
 
+import random
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,8 +73,6 @@ def test_chat_rendering_is_incremental(tokenizer, name):
 
 @pytest.mark.parametrize("task", PLANS)
 def test_training_rows_are_the_chat_format(tokenizer, task):
-    import random
-
     made = sample(random.Random(FIRST_TRAINING_SEED), task, 200)
     messages = []
     for number, turn in enumerate(made.turns):

@@ -19,10 +19,8 @@ MF_ASK, MF_END = "\n\nYou should answer with only one number, no other words. Th
 MF_NEXT = ", "
 RANKS = ("largest", "second largest", "third largest", "smallest", "second smallest", "third smallest")
 SMALL_RANKS = ("largest", "second largest", "smallest", "second smallest")
-COPIES = (
-    4  # how often a planted rank occurs in the small form, at least, or one number in RARITY; in the full form once
-)
-RARITY = 48
+COPIES, RARITY = 4, 48  # in the small form a planted rank occurs so often, or once in so many numbers; else once
+VALUES = 12  # different values between the planted ones, in the small form
 
 MS_INSTRUCTION = "Learn from the examples which label each word carries.\n\n"
 MS_IS, MS_STOP = " -> (", ")\n"
@@ -64,18 +62,19 @@ def stratify_apart(rng: random.Random, places: int, count: int) -> list[int]:
 
 
 def _values(rng: random.Random, ranks: tuple[str, ...], form: Form) -> tuple[dict[str, int], list[int]]:
-    """Outermost values by rank, and the values in between. Steps between ranks are random, so one rank tells no other."""
+    """Outermost values by rank, and those in between. Steps between ranks are random, so one rank tells no other."""
     low, high, least, step = (10, 99, 45, (4, 7)) if form == "small" else (100, 999, 300, (1, 9))
     width = rng.randint(least, high - low)
     bottom = rng.randint(low, high - width)
-    ends = {"largest": [bottom + width], "smallest": [bottom]}
-    for side, sign in (("largest", -1), ("smallest", 1)):
-        for _ in range(len(ranks) // 2 - 1):
-            ends[side].append(ends[side][-1] + sign * rng.randint(*step))
-    inner = range(ends["smallest"][-1] + step[0], ends["largest"][-1] - step[0] + 1)
-    named = {"": 0, "second ": 1, "third ": 2}
-    planted = {rank: ends[rank.split()[-1]][named[rank[: -len(rank.split()[-1])]]] for rank in ranks}
-    return planted, rng.sample(inner, min(12, len(inner))) if form == "small" else list(inner)
+    planted: dict[str, int] = {}
+    innermost: list[int] = []
+    for side, sign, value in (("largest", -1, bottom + width), ("smallest", 1, bottom)):
+        for rank in (rank for rank in ranks if rank.endswith(side)):
+            value += sign * rng.randint(*step) if rank != side else 0
+            planted[rank] = value
+        innermost.append(value)
+    bulk = range(innermost[1] + step[0], innermost[0] - step[0] + 1)
+    return planted, rng.sample(bulk, min(VALUES, len(bulk))) if form == "small" else list(bulk)
 
 
 def _mf_turn(rank: str, value: int, spans: list[Span]) -> Turn:
