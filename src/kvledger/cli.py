@@ -9,15 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+CHUNKED = ("random", "streaming", "snapkv", "pyramidkv", "adakv")
 DEMO = {
     "recipes": [
         "full",
-        *(
-            f"{name}(keep={keep})"
-            for keep in (0.2, 0.5)
-            for name in ("random", "streaming", "snapkv", "pyramidkv", "adakv")
-        ),
-        *(f"snapkv(keep={keep}, when='chunk')" for keep in (0.2, 0.5)),
+        *(f"snapkv(keep={keep})" for keep in (0.2, 0.5)),  # after the prompt, beside those that evict while reading
+        *(f"{name}(keep={keep}, when='chunk')" for keep in (0.2, 0.5) for name in CHUNKED),
     ],
     "tasks": ["scbench/kv", "scbench/many_shot"],
     "modes": ["multi-turn", "multi-request"],
@@ -62,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="a fixed run on the embedded model: table and page", allow_abbrev=False)
     demo.add_argument("--out", default="demo", metavar="DIR", help="where records and page go (default: demo)")
-    demo.add_argument("--samples", type=int, default=3, help="contexts per task (default: 3)")
+    demo.add_argument("--samples", type=int, default=4, help="contexts per task (default: 4)")
     demo.set_defaults(body=_demo, parser=demo)
 
     run = commands.add_parser("run", help="play recipes on tasks; the same command resumes", allow_abbrev=False)
