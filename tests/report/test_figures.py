@@ -10,7 +10,7 @@ import pytest
 from kvledger.records import Record
 from kvledger.report import svg, units
 from kvledger.report.facets import Panel, choices
-from kvledger.report.figures import MEASURES, front, pareto
+from kvledger.report.figures import MEASURES, front, pareto, short
 from kvledger.report.memory import lives
 from kvledger.report.palette import styles
 from kvledger.report.study import collect
@@ -134,3 +134,8 @@ def test_recipes_that_hold_the_same_stand_side_by_side(make: Make) -> None:
     places = sorted(float(mark.get("cx", "")) for mark in root.iter("circle"))
     assert len(set(places)) == 3
     assert places[-1] - places[0] < 8
+
+
+def test_labels_tell_variants_of_a_method_apart() -> None:
+    assert short("snapkv(when='chunk') + kivi(bits=4, group=32)") == "snapkv chunk + kivi 4 32"
+    assert short("full") == "full"

@@ -234,12 +234,12 @@ def _left_labels(
 
 
 def short(name: str) -> str:
-    """Without parameters: `snapkv + kivi(bits=4)` -> `snapkv + kivi`."""
-    return re.sub(r"\([^()]*\)", "", name)
+    """Options by their values alone: `snapkv(when='chunk') + kivi(bits=4)` -> `snapkv chunk + kivi 4`."""
+    return re.sub(r"\(([^()]*)\)", lambda options: re.sub(r",?\s*\w+=", " ", options[1]).replace("'", ""), name)
 
 
 def label(root: ET.Element, name: str, x: float, y: float, room: int, style: Style, anchor: str) -> None:
-    words = name if len(name) <= room else short(name)
+    words = short(name)
     words = words if len(words) <= room else words[: room - 1] + "…"
     colour = f"--c:{style.css}"
     put(root, "text", words, class_="label halo", x=x, y=y + 3.8, text_anchor=anchor, data_line=name, style=colour)
