@@ -27,14 +27,21 @@ def draw(entries: list[dict]) -> str:
     def y(share: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
-    parts = [_text(LEFT, 18, "Answers right in training, by task", 13, "600")]
+    parts = [
+        _text(
+            LEFT, 18, "Answers right in training, by task; a dashed rule where rows become longer (tokens)", 12, "600"
+        )
+    ]
     for share in (0, 0.25, 0.5, 0.75, 1):
         parts.append(_line(LEFT, y(share), WIDTH - RIGHT, y(share), "#e2e8f0"))
         parts.append(_text(LEFT - 8, y(share) + 4, f"{share:.2f}", 11, anchor="end"))
+    free = 0.0  # labels that would overlap are left out
     for before, entry in zip([{}, *entries], entries, strict=False):
         if before.get("stage") != entry["stage"]:
             parts.append(_line(x(entry["seconds"]), TOP, x(entry["seconds"]), HEIGHT - BOTTOM, "#a0aec0", "3 3"))
-            parts.append(_text(x(entry["seconds"]) + 3, TOP - 2, str(entry["length"]), 10))
+            if x(entry["seconds"]) >= free:
+                parts.append(_text(x(entry["seconds"]) + 3, TOP - 2, str(entry["length"]), 10))
+                free = x(entry["seconds"]) + 28
     ends = []
     for task, colour in COLOURS.items():
         points = [(x(e["seconds"]), y(e["right"][task])) for e in entries if task in e["right"]]
@@ -50,7 +57,6 @@ def draw(entries: list[dict]) -> str:
     for minute in range(0, int(minutes) + 1, 10):
         parts += [_text(x(minute * 60), HEIGHT - BOTTOM + 16, str(minute), 11, anchor="middle")]
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, "minutes on two CPU cores", 11, anchor="middle"))
-    parts.append(_text(LEFT - 8, TOP - 2, "row length", 10, anchor="end"))
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif">\n'
