@@ -45,8 +45,8 @@ STAGES = (
     Stage(512, 6144, 0.0, 0.04, 0.94, 0.02),
     Stage(1024, 8192, 0.0, 0.0, 0.97, 0.03),
     Stage(2304, 9216, 0.0, 0.0, 0.95, 0.05),
+    Stage(4608, 9216, 0.0, 0.0, 0.95, 0.05),
 )
-LONG = 4608
 READY = 0.9
 KINDS = ("repeats", "lookups", "tasks", "text")
 
@@ -94,13 +94,11 @@ class Run:
 
 
 def batch(run: Run, rng: random.Random) -> list[data.Row]:
-    """Rows of one length: this stage's mostly, an earlier one's at times, in the end a longer one now and then."""
+    """Rows of one length: this stage's, or an earlier one's."""
     stage = STAGES[run.level]
     length, chance = stage.length, rng.random()
-    if run.level > 2 and chance < 0.55:
+    if run.level > 2 and chance < (0.25 if stage is STAGES[-1] else 0.55):
         length = STAGES[rng.randint(2, run.level - 1)].length
-    elif run.level == len(STAGES) - 1 and chance < 0.62:
-        length = LONG
     kinds = rng.choices(
         KINDS, (stage.repeats, stage.lookups, stage.tasks, stage.text), k=max(2, stage.tokens // length)
     )
