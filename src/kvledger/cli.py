@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="a fixed run on the embedded model: table and page", allow_abbrev=False)
     demo.add_argument("--out", default="demo", metavar="DIR", help="where records and page go (default: demo)")
-    demo.add_argument("--samples", type=int, default=4, help="contexts per task (default: 4)")
+    demo.add_argument("--samples", type=int, default=3, help="contexts per task (default: 3)")
     demo.set_defaults(body=_demo, parser=demo)
 
     run = commands.add_parser("run", help="play recipes on tasks; the same command resumes", allow_abbrev=False)
