@@ -11,6 +11,7 @@ import torch
 import kvledger as kv
 from kvledger.hf.cache import arenas
 from kvledger.hf.session import Session
+from kvledger.recipe import parse
 
 SNAP = "snapkv(keep=0.4, window=6)"
 CONTEXT, QUESTION, SECOND, GOLD = tiny.text(40), tiny.text(4, seed=1), tiny.text(3, seed=2), tiny.text(5, seed=3)
@@ -166,6 +167,7 @@ def test_generation_stops_at_the_stop_token() -> None:
     "recipe, chunk, message",
     [
         ("snapkv(window=8, when='chunk')", 7, "chunk=7 is smaller than the window .*8 queries"),
+        ("snapkv(window=8)", 7, "chunk=7 is smaller than the window .*8 queries"),
         ("full", -1, "chunk=-1 is negative"),
         ("snapvk", 0, "did you mean 'snapkv'"),
     ],
@@ -175,10 +177,12 @@ def test_what_cannot_be_opened(recipe: str, chunk: int, message: str) -> None:
         opened(recipe, chunk)
 
 
-def test_a_small_chunk_is_fine_when_the_whole_prompt_is_judged_at_its_end() -> None:
-    session, once = opened(SNAP, 4), opened(SNAP, 0)
+def test_the_last_queries_are_remembered_across_chunks() -> None:
+    window = parse(SNAP).method.window
+    session, once = opened(SNAP, window), opened(SNAP, 0)
     for each in (session, once):
         each.read(CONTEXT)
+    assert session.tokens % window, "the last chunk is shorter than the window"
     assert tiny.alive(session.cache) == tiny.alive(once.cache)
 
 

@@ -46,7 +46,7 @@ def open_session(model: Any, tokenizer: Any, recipe: Any, chunk: int = 0) -> Ses
 def check_chunk(recipe: Recipe, chunk: int) -> None:
     if chunk < 0:
         raise ValueError(f"chunk={chunk} is negative; 0 reads in one shot")
-    if recipe.method.when == "chunk" and 0 < chunk < recipe.method.window:
+    if 0 < chunk < recipe.method.window:
         raise ValueError(f"chunk={chunk} is smaller than the window of {recipe} ({recipe.method.window} queries)")
 
 
