@@ -24,6 +24,7 @@ VOTE = {
 }
 OPTIONS = {
     "full": FRAME,
+    **{name: {"keep": KEEP, **FRAME} for name in ("keydiff", "knorm", "tova")},
     "random": {"keep": KEEP, **FRAME, "seed": st.integers(-5, 10**6)},
     "streaming": {"keep": KEEP, **FRAME, "sinks": st.integers(0, 64)},
     "snapkv": {"keep": KEEP, **FRAME, **VOTE},
@@ -71,7 +72,7 @@ def test_there_is_one_way_to_write_a_recipe(text: str, canonical: str) -> None:
     "text, message",
     [
         ("snapvk(keep=0.3)", "unknown method 'snapvk'; did you mean 'snapkv'"),
-        ("zzz", "unknown method 'zzz' (choices: adakv, full, pyramidkv, random, snapkv, streaming"),
+        ("zzz", "unknown method 'zzz' (choices: adakv, full, keydiff, knorm, pyramidkv, random, snapkv"),
         ("snapkv(keeep=0.3)", "unknown option 'keeep' in 'snapkv(keeep=0.3)'; did you mean 'keep'"),
         ("streaming(window=3)", "unknown option 'window'"),
         ("snapkv(0.3)", "need their names"),
