@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "methods": {"cache", "recipe"},
     "hf": {"methods", "cache", "zoo", "recipe"},
     "run": {"hf", "tasks", "recipe", "records"},
-    "train": {"hf", "methods", "recipe"},
+    "train": {"hf", "methods", "recipe", "cache", "tasks"},
     "report": {"records"},
     "cli": ALL,
 }

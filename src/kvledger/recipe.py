@@ -15,6 +15,7 @@ import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
+from math import prod
 from typing import Any
 
 BUILT_IN = "kvledger.methods"  # imported by name, so that this module depends on nobody
@@ -62,15 +63,53 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"{hint} (choices: {', '.join(known)})" if not close else hint
 
 
+ROLES = {"compression": "compression method", "profile": "head profile", "protection": "protection"}
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Parts that work together on one cache. Today a recipe has exactly one part, a compression method."""
+    """Parts that work together on one cache, at most one of each role: a compression method ("compression"), a table of
+    heads that need no more than a window ("profile"), and spans that stay ("protection"). ValueError for two of a role."""
 
     parts: tuple[Any, ...]
 
+    def __post_init__(self) -> None:
+        for role, what in ROLES.items():
+            rivals = [name_of(part) for part in self.parts if part.role == role]
+            if len(rivals) > 1:
+                raise ValueError(f"{' and '.join(rivals)} are two {what}s, and one cache can follow one: name one")
+        if self.profile is not None and self.method.heads == "query":
+            raise ValueError(
+                f"{name_of(self.profile)} knows KV heads, so heads='query' of {name_of(self.method)} has no place"
+            )
+        if self.protection is not None and not self.method.drops:
+            raise ValueError("there is nothing to protect from: add a compression method to the recipe")
+
+    def _part(self, role: str) -> Any:
+        return next((part for part in self.parts if part.role == role), None)
+
     @property
     def method(self) -> Any:
-        return self.parts[0]
+        """The compression method; the full cache where none is named."""
+        return self._part("compression") or registry()["full"]()
+
+    @property
+    def profile(self) -> Any:
+        return self._part("profile")
+
+    @property
+    def protection(self) -> Any:
+        return self._part("protection")
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is ever dropped."""
+        return bool(self.method.drops or (self.profile is not None and self.profile.drops))
+
+    @property
+    def keep(self) -> float:
+        """The kept fractions of all parts, multiplied: where a recipe stands among those of its name."""
+        return float(prod(getattr(part, "keep", 1.0) for part in self.parts))
 
     @property
     def name(self) -> str:
@@ -88,11 +127,10 @@ def parse(text: str) -> Recipe:
     except (SyntaxError, ValueError):
         raise ValueError(f"cannot read the recipe {text!r}: write it like 'snapkv(keep=0.3)'") from None
     parts = tuple(_build(node, text) for node in _terms(tree))
-    if len(parts) > 1:
-        raise ValueError(
-            f"{text!r} has {len(parts)} parts, and two compression methods cannot share one cache: name one"
-        )
-    return Recipe(parts)
+    try:
+        return Recipe(parts)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from None
 
 
 def _terms(node: ast.expr) -> list[ast.expr]:
@@ -149,7 +187,7 @@ def _find(name: str) -> type:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import the method {name!r}: {error}") from None
-    if not (isinstance(cls, type) and is_dataclass(cls) and hasattr(cls, "select")):
+    if not (isinstance(cls, type) and is_dataclass(cls) and getattr(cls, "role", "") in ROLES):
         raise ValueError(f"{name!r} is not a method: it must be a dataclass that extends kvledger.Method")
     return cls
 

@@ -39,6 +39,7 @@ class Cell:
     form: str = "small"
     weights: str = ""  # fingerprint of the model's parameters
     version: str = ""  # of this package: its tasks and methods
+    files: str = ""  # fingerprint of the files that the recipe reads: gates, importance, scorers
 
     @property
     def key(self) -> str:

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvledger.cache import attend as readers
+from kvledger.cache import softmax
 from kvledger.cache.arena import Arena
-from kvledger.cache.attend import attend, equal_runs, merge, reference, sdpa
+from kvledger.cache.attend import attend, equal_runs, reference
+from kvledger.cache.softmax import merge, sdpa
 
 DK, DV, SCALE = 8, 8, 0.4
 
@@ -50,7 +51,7 @@ def test_attention_is_the_references(
     arena = ragged(batch, len(kept), old, kept, seed, dv)
     q, k, v = new(arena, T, groups, seed + 7, dv)
     arena.append(k, v)
-    torch.testing.assert_close(attend(q, k, v, arena, SCALE), reference(q, arena, SCALE), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attend(q, k, v, arena, SCALE)[0], reference(q, arena, SCALE), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("T", [1, 6])
@@ -66,7 +67,7 @@ def test_slack_and_spare_rows_are_never_read(T: int) -> None:
         spare[arena.segment(s)] = False
     assert spare.any()
     arena.k[spare] = arena.v[spare] = torch.nan
-    torch.testing.assert_close(attend(q, k, v, arena, SCALE), reference(q, arena, SCALE), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attend(q, k, v, arena, SCALE)[0], reference(q, arena, SCALE), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("T", [1, 5])
@@ -89,7 +90,7 @@ def test_padded_batches_equal_each_sequence_alone(T: int, pads: list[int]) -> No
         one.append(*real)
         alone.append(reference(q[b : b + 1, :, valid[b]], one, SCALE)[0] if valid[b].any() else q.new_zeros(4, 0, DV))
     arena.append(k, v, valid)
-    out = attend(q, k, v, arena, SCALE, valid)
+    out, _ = attend(q, k, v, arena, SCALE, valid)
     for b in range(3):
         torch.testing.assert_close(out[b, :, valid[b]], alone[b], rtol=1e-9, atol=1e-9)
         assert not out[b, :, ~valid[b]].any()
@@ -122,7 +123,9 @@ def test_sinks_and_softcap(softcap: float | None, sinks: bool, T: int, kept: lis
     arena.append(k, v)
     sink = draw(8, seed=8) * 3 if sinks else None
     expected = dense(q * 3, arena, softcap, sink)
-    torch.testing.assert_close(attend(q * 3, k, v, arena, SCALE, None, sink, softcap), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        attend(q * 3, k, v, arena, SCALE, None, sink, softcap)[0], expected, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_parts_merge_by_their_log_sum_exp() -> None:
@@ -141,7 +144,7 @@ def test_parts_merge_by_their_log_sum_exp() -> None:
 def test_the_explicit_path_equals_the_fused_one(causal: bool) -> None:
     q, k, v = draw(2, 3, 5, DK, seed=0), draw(2, 3, 5, DK, seed=1), draw(2, 3, 5, DV, seed=2)
     for ours, fused in zip(
-        readers._explicit(q, k, v, SCALE, None, 0 if causal else None), sdpa(q, k, v, SCALE, None, causal)
+        softmax._explicit(q, k, v, SCALE, None, 0 if causal else None), sdpa(q, k, v, SCALE, None, causal)
     ):
         torch.testing.assert_close(ours, fused, rtol=1e-9, atol=1e-9)
 
@@ -164,7 +167,7 @@ def test_low_precision_stays_close_and_keeps_its_dtype(dtype: torch.dtype, T: in
     arena.k, arena.v, arena.position = exact.k.to(dtype), exact.v.to(dtype), exact.position
     arena.start, arena.length, arena.capacity, arena.seen = exact.start, exact.length, exact.capacity, exact.seen
     arena.append(k, v)
-    out = attend(q, k, v, arena, SCALE)
+    out, _ = attend(q, k, v, arena, SCALE)
     assert out.dtype == dtype
     wide = Arena(1, 2)
     wide.__dict__.update({**arena.__dict__, "k": arena.k.double(), "v": arena.v.double()})
@@ -176,8 +179,8 @@ def test_the_written_out_softmax_goes_in_blocks_of_queries(monkeypatch: pytest.M
     """Where no fused kernel returns a log-sum-exp, memory stays bounded and nothing changes."""
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, n, 8, generator=draw, dtype=torch.float64) for n in (9, 9, 9))
-    whole = [readers.sdpa(q, k, v, 0.3, softcap=5.0, causal=causal) for causal in (True, False)]
-    monkeypatch.setattr(readers, "LOGITS_AT_ONCE", 2 * 3 * 9 * 2)  # two queries at a time
+    whole = [softmax.sdpa(q, k, v, 0.3, softcap=5.0, causal=causal) for causal in (True, False)]
+    monkeypatch.setattr(softmax, "LOGITS_AT_ONCE", 2 * 3 * 9 * 2)  # two queries at a time
     for causal, (out, lse) in zip((True, False), whole, strict=True):
-        blocked = readers.sdpa(q, k, v, 0.3, softcap=5.0, causal=causal)
+        blocked = softmax.sdpa(q, k, v, 0.3, softcap=5.0, causal=causal)
         torch.testing.assert_close(blocked, (out, lse))

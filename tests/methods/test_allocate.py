@@ -8,42 +8,54 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvledger.methods.allocate import across_heads, pyramid, uniform
+from kvledger.methods.allocate import across_heads, across_layers, even, pyramid
 from kvledger.methods.base import Method
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Scores [H, N] with many ties, recent rows at the end, and a budget."""
+def problems(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
+    """Scores [H, N] with many ties, rows that stay (+inf), rows that are not there (-inf), and a budget."""
     H, N = draw(st.integers(1, 5)), draw(st.integers(1, 30))
-    levels = draw(st.integers(1, 50))
-    scores = torch.randint(
-        0, levels, (H, N), generator=torch.Generator().manual_seed(draw(st.integers(0, 999)))
-    ).float()
-    return scores, torch.arange(N) >= N - draw(st.integers(0, N)), draw(st.integers(0, N))
+    levels, source = draw(st.integers(1, 50)), torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    scores = torch.randint(0, levels, (H, N), generator=source).float()
+    budget = draw(st.integers(0, N))
+    scores[:, N - draw(st.integers(0, budget)) :] = torch.inf
+    absent = torch.randint(0, N - budget + 1, (H, 1), generator=source)
+    return scores.masked_fill(torch.arange(N) < absent, -torch.inf), budget
 
 
 @given(problems())
-def test_uniform_gives_every_head_its_budget(problem: tuple[torch.Tensor, torch.Tensor, int]) -> None:
-    scores, recent, budget = problem
-    mask = uniform(scores, recent, budget)
-    assert mask.sum(1).tolist() == [budget] * len(scores)
-    for h, row in enumerate(mask):
-        fixed = min(int(recent.sum()), budget)
-        assert bool(row[len(row) - fixed :].all())
-        free = [i for i in range(len(row)) if not recent[i]]
-        best = sorted(free, key=lambda i: (-float(scores[h, i]), i))[: budget - fixed]
-        assert set(row.nonzero().squeeze(-1).tolist()) == set(best) | set(range(len(row) - fixed, len(row)))
+def test_uniform_gives_every_head_its_budget(problem: tuple[torch.Tensor, int]) -> None:
+    scores, budget = problem
+    for h, row in enumerate(even(scores, budget)):
+        best = sorted(range(len(row)), key=lambda i: (-float(scores[h, i]), i))[:budget]
+        assert set(row.nonzero().squeeze(-1).tolist()) == set(best)
 
 
 @given(problems(), st.floats(0, 1))
-def test_competing_heads_share_exactly_the_total(problem: tuple[torch.Tensor, torch.Tensor, int], floor: float) -> None:
-    scores, recent, budget = problem
-    mask = across_heads(scores, recent, budget, floor)
-    fixed = min(int(recent.sum()), budget)
+def test_competing_heads_share_exactly_the_total(problem: tuple[torch.Tensor, int], floor: float) -> None:
+    scores, budget = problem
+    mask = across_heads(scores, budget, floor)
+    fixed = int((scores == torch.inf).sum(1).max())
     assert int(mask.sum()) == len(scores) * budget
     assert int(mask.sum(1).min()) >= fixed + int(floor * (budget - fixed))
-    assert fixed == 0 or bool(mask[:, mask.shape[1] - fixed :].all())
+    assert bool(mask[scores == torch.inf].all())
+    assert not bool(mask[scores == -torch.inf].any())
+
+
+@given(problems(), problems())
+def test_competing_layers_share_exactly_the_total(
+    one: tuple[torch.Tensor, int], other: tuple[torch.Tensor, int]
+) -> None:
+    layers, budget = [one[0], other[0]], min(one[1], other[1])
+    masks = across_layers(layers, budget)
+    count = sum(len(layer) for layer in layers) * budget
+    ranked = sorted(
+        ((-float(x), i) for i, x in enumerate(torch.cat([layer.flatten() for layer in layers]).tolist())),
+    )[:count]
+    flat = torch.cat([mask.flatten() for mask in masks])
+    assert set(flat.nonzero().squeeze(-1).tolist()) == {i for _, i in ranked}
+    assert [mask.shape for mask in masks] == [layer.shape for layer in layers]
 
 
 def test_the_pyramid_of_the_published_code() -> None:
@@ -72,11 +84,11 @@ def test_a_pyramid_spends_the_total(budget: int, fixed: int, candidates: int, la
 
 @given(st.floats(0.001, 1), st.integers(1, 10_000))
 def test_rows_to_keep(keep: float, candidates: int) -> None:
-    rows = Method(keep=keep).rows(candidates)
+    rows = Method(keep=keep).allowance(candidates, 1)
     assert rows == max(1, int(keep * candidates + 1e-9))
     assert rows <= candidates
 
 
 def test_a_round_share_is_exact() -> None:
-    assert [Method(keep=keep).rows(10) for keep in (0.1, 0.3, 0.7, 1.0)] == [1, 3, 7, 10]
-    assert Method(keep=0.29).rows(100) == 29
+    assert [Method(keep=keep).allowance(10, 1) for keep in (0.1, 0.3, 0.7, 1.0)] == [1, 3, 7, 10]
+    assert Method(keep=0.29).allowance(100, 1) == 29

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
+from small import small
 from torch import Tensor
+from views import G, H, N, W, view
 
 from kvledger.methods.base import Method, View
 from kvledger.recipe import parse, registry
 
-H, G, N, D, W = 2, 3, 40, 8, 6
-NAMES = sorted(registry())
-
-
-def view(
-    budget: int = 16, layer: int = 0, layers: int = 4, n: int = N, w: int = W, start: int = 0, seed: int = 0
-) -> View:
-    """Random rows `start … start + n`, of which the last `w` are those of the queries."""
-    draw = torch.Generator().manual_seed(seed)
-    positions = torch.arange(start, start + n)
-    return View(
-        layer=layer,
-        layers=layers,
-        keys=torch.randn(H, n, D, generator=draw),
-        values=torch.randn(H, n, D, generator=draw),
-        positions=positions,
-        queries=torch.randn(H, G, w, D, generator=draw),
-        query_positions=positions[n - w :],
-        scale=0.35,
-        recent=positions >= start + n - w,
-        budget=budget,
-    )
+NAMES = sorted(name for name, part in registry().items() if part.role == "compression")
 
 
 def votes(seen: View, kernel: int, pool: str) -> Tensor:
@@ -132,18 +111,14 @@ def test_pyramidkv_is_snapkv_when_much_is_kept(budget: int) -> None:
 
 @pytest.mark.parametrize("budget, sinks", [(10, 4), (10, 0), (3, 4), (4, 4)])
 def test_streaming_keeps_sinks_and_the_recent(budget: int, sinks: int) -> None:
-    mask = parse(f"streaming(sinks={sinks})").method.select(
-        View(**{**view(budget).__dict__, "recent": torch.zeros(N) > 0})
-    )
+    mask = parse(f"streaming(sinks={sinks})").method.select(view(budget, recent=torch.zeros(H, N, dtype=torch.bool)))
     first = min(sinks, budget)
     expected = set(range(first)) | set(range(N - (budget - first), N))
     assert chosen(mask) == [expected] * H
 
 
 def test_streaming_knows_sinks_by_their_true_position() -> None:
-    seen = View(
-        **{**view(5, start=2).__dict__, "recent": torch.zeros(N) > 0}
-    )  # tokens 2 and 3 are sinks, 0 and 1 are gone
+    seen = view(5, start=2, recent=torch.zeros(H, N, dtype=torch.bool))  # tokens 2 and 3 are sinks, 0 and 1 are gone
     assert chosen(parse("streaming").method.select(seen)) == [{0, 1, N - 3, N - 2, N - 1}] * H
 
 
@@ -160,8 +135,7 @@ def test_random_is_seeded_and_fair() -> None:
 
 
 def with_small_window(name: str) -> Method:
-    cls = registry()[name]
-    return cls(window=W) if "window" in {f.name for f in fields(cls)} else cls()
+    return registry()[name](**small(name, W))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -173,8 +147,10 @@ def test_budgets_are_kept_and_the_recent_stay(name: str, budget: int) -> None:
     total = sum(int(mask.sum()) for mask in layers)
     if name == "pyramidkv":
         assert 0 <= total - 4 * H * budget <= 4 * H * 3  # the floor of the step leaves a few rows over
-    else:
+    elif method.exact:
         assert [int(mask.sum()) for mask in layers] == [H * budget] * 4
+    else:
+        assert all(0 < int(mask.sum()) <= H * budget for mask in layers)
     for mask in layers:
         assert mask.dtype == torch.bool
         assert bool(mask[:, N - min(w, budget) :].all())

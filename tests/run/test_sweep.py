@@ -117,7 +117,7 @@ def test_a_damaged_line_is_reported_skipped_and_played_again(tiny: Path, tmp_pat
 def test_a_method_that_drops_nothing_fails_the_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kvledger.methods.snapkv import SnapKV
 
-    monkeypatch.setattr(SnapKV, "rows", lambda self, candidates: candidates)
+    monkeypatch.setattr(SnapKV, "allowance", lambda self, candidates, row_bytes: candidates)
     with pytest.raises(RuntimeError, match="dropped nothing"):
         play(tiny, tmp_path)
 

@@ -18,7 +18,8 @@ class Arena:
 
     Rows of a segment are in the order of their tokens.  `position` is None while no row was ever dropped (row `i` is token
     `i`); afterwards it holds the token index of each row, counted without padding.  `watch(bytes)` is told the bytes held
-    at each change, the short moment in which an old and a new buffer both live included.
+    at each change, the short moment in which an old and a new buffer both live included.  `tally` [rows] float32, if a method
+    asks for one, is a number of the method's own that moves with each row and is counted with it.
     """
 
     def __init__(self, batch: int, heads: int, watch: Callable[[int], None] = lambda held: None):
@@ -27,6 +28,7 @@ class Arena:
         self.k = torch.empty(0, 0)
         self.v = torch.empty(0, 0)
         self.position: Tensor | None = None
+        self.tally: Tensor | None = None
         self.start = [0] * (batch * heads)
         self.length = [0] * (batch * heads)
         self.capacity = [0] * (batch * heads)
@@ -37,14 +39,14 @@ class Arena:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, read from the tensors: keys, values, positions, slack."""
-        return self.k.nbytes + self.v.nbytes + (0 if self.position is None else self.position.nbytes)
+        """Bytes held, read from the tensors: keys, values, positions, tallies, slack."""
+        return sum(x.nbytes for x in (self.k, self.v, self.position, self.tally) if x is not None)
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of one row: its key, its value and, once rows were dropped, its position."""
-        position = 0 if self.position is None else self.position.element_size()
-        return self.k.element_size() * self.k.shape[-1] + self.v.element_size() * self.v.shape[-1] + position
+        """Bytes of one row: its key, its value and, where there are such, its position and its tally."""
+        more = sum(x.element_size() for x in (self.position, self.tally) if x is not None)
+        return self.k.element_size() * self.k.shape[-1] + self.v.element_size() * self.v.shape[-1] + more
 
     @property
     def rows(self) -> int:
@@ -79,8 +81,7 @@ class Arena:
         if not any(added):
             return added
         self._reserve(k, v, added)
-        before = self.uniform
-        if before and len(set(added)) == 1 and valid is None:
+        if self.uniform and len(set(added)) == 1 and valid is None:
             n, T = self.length[0], k.shape[2]
             S, cap = len(self.start), self.capacity[0]
             self.k.view(S, cap, -1)[:, n : n + T] = k.reshape(S, T, -1)
@@ -105,7 +106,10 @@ class Arena:
         self._number(spans, added)
 
     def _number(self, spans: list[slice], added: list[int]) -> None:
-        """Write the token index of freshly appended rows, where positions are kept at all."""
+        """Write the token index of freshly appended rows, where positions are kept at all; their tallies start at 0."""
+        if self.tally is not None:
+            for span in spans:
+                self.tally[span] = 0.0
         if self.position is None:
             return
         if max(self.seen) + max(added) > torch.iinfo(self.position.dtype).max:
@@ -136,7 +140,7 @@ class Arena:
         for s in range(1, len(capacity)):
             start[s] = start[s - 1] + capacity[s - 1]
         total = sum(capacity)
-        for name in ("k", "v", "position"):
+        for name in ("k", "v", "position", "tally"):
             buffer = getattr(self, name)
             if buffer is None:
                 continue
@@ -159,8 +163,8 @@ class Arena:
 
     # ---- drop, change --------------------------------------------------------------------------------------------
 
-    def keep(self, masks: Sequence[Tensor]) -> int:
-        """Drop rows. `masks[b]` [H, N] bool says which of the last N rows of each head of sequence `b` stay; rows before
+    def keep(self, masks: Sequence[Tensor | Sequence[Tensor]]) -> int:
+        """Drop rows. `masks[b][h]` [N] bool says which of the last N rows of head `h` of sequence `b` stay; rows before
         them stay. Returns the rows dropped. The buffers shrink to what is left: the memory is free at once."""
         alive = torch.zeros(self.k.shape[0], dtype=torch.bool, device=self.k.device)
         length = []
@@ -178,6 +182,29 @@ class Arena:
             self._materialise_positions()
             self._move(alive.nonzero().squeeze(-1), length, length)
         return dropped
+
+    def slide(self, s: int, sinks: int, window: int) -> int:
+        """Drop the rows of segment `s` that are neither among the first `sinks` tokens nor among the last `window`, in place:
+        the buffer keeps its size, and the room is used again by the next tokens. Returns the rows dropped."""
+        n, head = self.length[s], min(sinks, self.length[s])
+        drop = n - head - window
+        if drop <= 0:
+            return 0
+        self._materialise_positions()
+        if self.shared:
+            self._move(None, self.length, self.capacity)
+        to, end = self.start[s] + head, self.start[s] + n
+        for x in (self.k, self.v, self.position, self.tally):
+            if x is not None:
+                x[to : to + window] = x[end - window : end].clone()
+        self.length[s] = n - drop
+        return drop
+
+    def open_tally(self) -> None:
+        """Start to keep a number with each row, 0 at first."""
+        if self.tally is None:
+            self.tally = torch.zeros(self.k.shape[0], dtype=torch.float32, device=self.k.device)
+            self.watch(self.nbytes)
 
     def _materialise_positions(self) -> None:
         if self.position is not None:
@@ -204,7 +231,7 @@ class Arena:
     def fork(self, watch: Callable[[int], None] = lambda held: None) -> Arena:
         """A second arena with the same rows. The buffers are shared until one of the two writes."""
         twin = Arena(self.batch, self.heads, watch)
-        twin.k, twin.v, twin.position = self.k, self.v, self.position
+        twin.k, twin.v, twin.position, twin.tally = self.k, self.v, self.position, self.tally
         twin.start, twin.length, twin.capacity = list(self.start), list(self.length), list(self.capacity)
         twin.seen = list(self.seen)
         self.shared = twin.shared = True

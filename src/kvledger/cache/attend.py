@@ -1,7 +1,8 @@
 """Readers: attention of new queries over an arena, on any device, through PyTorch's SDPA.
 
 Contract of every reader: the rows of the `T` new tokens are already the last ones of their segments; each query sees all
-older rows of its KV head and the new ones up to itself.  Returns [B, Hq, T, Dv].
+older rows of its KV head and the new ones up to itself.  Heads with a window see their first tokens and their last ones only,
+in the middle of a chunk as at its end.
 
 Decode folds the `G` queries of a KV head into the query axis (no key is repeated); a chunk attends to the old rows without
 a mask and to itself causally, and the two parts are merged by their log-sum-exp.  Heads of equal length and even spacing
@@ -10,14 +11,16 @@ share one call.  `reference` is the same in ten plain lines and is what the test
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from kvledger.cache.arena import Arena
+from kvledger.cache.softmax import merge, sdpa
+from kvledger.cache.window import window_attention
 
-LOGITS_AT_ONCE = (
-    1 << 26
-)  # of the written-out softmax (256 MB in float32): long chunks go through it in blocks of queries
+Windows = Sequence[tuple[int, int] | None]  # of each head of a layer: (sinks, window), or None where a head sees all
 
 
 def attend(
@@ -29,75 +32,119 @@ def attend(
     valid: Tensor | None = None,
     sinks: Tensor | None = None,
     softcap: float | None = None,
-) -> Tensor:
-    """Attention of `q` [B, Hq, T, Dk]; `k`, `v` [B, H, T, D] are the new rows as just appended.
+    windows: Windows | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of `q` [B, Hq, T, Dk]; `k`, `v` [B, H, T, D] are the new rows as just appended. Output [B, Hq, T, Dv] and
+    log-sum-exp [B, Hq, T].
 
     `valid` [B, T] bool: real tokens (padding queries get zeros). `sinks` [Hq]: learned logits that take part in the
     softmax without a value (gpt-oss). `softcap`: logits become `softcap·tanh(logits / softcap)` (Gemma 2).
     """
     if valid is None:
-        out, lse = _read(q, k, v, arena, range(len(arena.start)), scale, softcap)
-        return _weigh_sinks(out, lse, sinks)
-    result = q.new_zeros(*q.shape[:3], v.shape[-1])
+        return _weigh_sinks(*_read(q, k, v, arena, 0, scale, softcap, windows), sinks)
+    result, total = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3], dtype=_wide(q))
     for b in range(q.shape[0]):
         real = valid[b]
-        segments = range(b * arena.heads, (b + 1) * arena.heads)
-        part, lse = _read(
-            q[b : b + 1, :, real], k[b : b + 1, :, real], v[b : b + 1, :, real], arena, segments, scale, softcap
-        )
-        result[b : b + 1, :, real] = _weigh_sinks(part, lse, sinks)
-    return result
+        one = [x[b : b + 1, :, real] for x in (q, k, v)]
+        part, lse = _weigh_sinks(*_read(one[0], one[1], one[2], arena, b, scale, softcap, windows), sinks)
+        result[b : b + 1, :, real], total[b : b + 1, :, real] = part, lse.to(total.dtype)
+    return result, total
 
 
-def _weigh_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> Tensor:
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _weigh_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     """A sink logit adds exp(sink) to the normaliser and nothing to the sum."""
     if sinks is None:
-        return out
-    return out * torch.sigmoid(lse - sinks[None, :, None].to(lse.dtype))[..., None].to(out.dtype)
+        return out, lse
+    logit = sinks[None, :, None].to(lse.dtype)
+    return out * torch.sigmoid(lse - logit)[..., None].to(out.dtype), torch.logaddexp(lse, logit)
 
 
 def _read(
-    q: Tensor, k: Tensor, v: Tensor, arena: Arena, segments: range, scale: float, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    arena: Arena,
+    first: int,
+    scale: float,
+    softcap: float | None,
+    windows: Windows | None,
 ) -> tuple[Tensor, Tensor]:
-    """`q` [b, Hq, T, Dk] of the sequences that own `segments`; returns output and log-sum-exp [b, Hq, T]."""
+    """`q` [b, Hq, T, Dk] of the sequences `first`, `first` + 1, …: heads that see all together, heads with a window apart."""
     b, Hq, T, _ = q.shape
-    G = Hq // arena.heads
+    H = arena.heads
     if T == 0:
         return q.new_zeros(b, Hq, 0, v.shape[-1]), q.new_zeros(b, Hq, 0)
-    grouped = q.reshape(b * arena.heads, G, T, -1)
+    groups: dict[tuple[int, int] | None, list[int]] = {}
+    for h in range(H):
+        groups.setdefault(windows[h] if windows else None, []).append(h)
+    grouped = q.reshape(b, H, Hq // H, T, -1)
+    if list(groups) == [None]:
+        out, lse = _dense(grouped, k, v, arena, list(range(first * H, (first + b) * H)), scale, softcap)
+        return out.reshape(b, Hq, T, -1), lse.reshape(b, Hq, T)
+    out, lse = q.new_empty(b, H, Hq // H, T, v.shape[-1]), q.new_empty(b, H, Hq // H, T, dtype=_wide(q))
+    for window, heads in groups.items():
+        segments = [(first + i) * H + h for i in range(b) for h in heads]
+        if window is None:
+            part, part_lse = _dense(grouped[:, heads], k[:, heads], v[:, heads], arena, segments, scale, softcap)
+        else:
+            part, part_lse = _windowed(grouped[:, heads], arena, segments, scale, softcap, window)
+        out[:, heads] = part.view(b, len(heads), *part.shape[1:])
+        lse[:, heads] = part_lse.view(b, len(heads), *part_lse.shape[1:]).to(lse.dtype)
+    return out.view(b, Hq, T, -1), lse.view(b, Hq, T)
+
+
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, arena: Arena, segments: list[int], scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """`q` [b, h, G, T, Dk] of `segments` over all their rows: output [b·h, G, T, Dv] and log-sum-exp."""
+    q = q.flatten(0, 1)
+    _, G, T, _ = q.shape
     if T == 1:
-        out, lse = _over_rows(grouped.transpose(1, 2), arena, segments, 0, scale, softcap)
-        return out.transpose(1, 2).reshape(b, Hq, T, -1), lse.transpose(1, 2).reshape(b, Hq, T)
-    new = _expand(k.reshape(b * arena.heads, 1, T, -1), G), _expand(v.reshape(b * arena.heads, 1, T, -1), G)
-    out, lse = sdpa(grouped, *new, scale, softcap, causal=True)
+        out, lse = _over_rows(q.transpose(1, 2), arena, segments, 0, scale, softcap)
+        return out.transpose(1, 2), lse.transpose(1, 2)
+    new = [_expand(x.reshape(len(segments), 1, T, -1), G) for x in (k, v)]
+    out, lse = sdpa(q, new[0], new[1], scale, softcap, causal=True)
     if any(arena.length[s] > T for s in segments):
-        out, lse = merge(out, lse, *_over_rows(grouped, arena, segments, T, scale, softcap))
-    return out.reshape(b, Hq, T, -1), lse.reshape(b, Hq, T)
+        out, lse = merge(out, lse, *_over_rows(q, arena, segments, T, scale, softcap))
+    return out, lse
+
+
+def _windowed(
+    q: Tensor, arena: Arena, segments: list[int], scale: float, softcap: float | None, window: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """`q` [b, h, G, T, Dk] of heads that see their first and their last tokens."""
+    parts, at, H = [], 0, arena.heads
+    q = q.flatten(0, 1)
+    for b in sorted({s // H for s in segments}):  # what a window reaches depends on how far its sequence has come
+        for run in equal_runs(arena, [s for s in segments if s // H == b]):
+            rows = _rows(arena, run, 0, q.shape[1])
+            parts.append(window_attention(q[at : at + len(run)], *rows, arena.seen[b] - 1, *window, scale, softcap))
+            at += len(run)
+    return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
 
 def _over_rows(
-    q: Tensor, arena: Arena, segments: range, skip: int, scale: float, softcap: float | None
+    q: Tensor, arena: Arena, segments: list[int], skip: int, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """`q` [s, X, Y, Dk] over all but the last `skip` rows of each segment, without a mask."""
-    parts = [
-        sdpa(
-            q[run.start - segments.start : run.stop - segments.start],
-            *_rows(arena, run, skip, q.shape[1]),
-            scale,
-            softcap,
-        )
-        for run in equal_runs(arena, segments)
-    ]
+    parts, at = [], 0
+    for run in equal_runs(arena, segments):
+        parts.append(sdpa(q[at : at + len(run)], *_rows(arena, run, skip, q.shape[1]), scale, softcap))
+        at += len(run)
     if len(parts) == 1:
         return parts[0]
     return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
 
-def equal_runs(arena: Arena, segments: range) -> list[range]:
+def equal_runs(arena: Arena, segments: Sequence[int]) -> list[range]:
     """Neighbouring segments of equal length and even spacing: each run is one strided view of the buffers."""
     runs: list[range] = []
     for s in segments:
-        if runs:
+        if runs and s == runs[-1].stop:
             run = runs[-1]
             first, gap = run.start, arena.start[s] - arena.start[s - 1]
             even = len(run) == 1 or gap == arena.start[first + 1] - arena.start[first]
@@ -125,46 +172,6 @@ def _rows(arena: Arena, run: range, skip: int, heads: int) -> tuple[Tensor, Tens
 
 def _expand(x: Tensor, heads: int) -> Tensor:
     return x.expand(-1, heads, -1, -1)
-
-
-def sdpa(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None = None, causal: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Attention output and log-sum-exp of `q` [s, X, T, Dk] over `k`, `v` [s, X, N, D]; zero rows give lse = -inf."""
-    if k.shape[2] == 0:
-        return q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_full(q.shape[:3], -torch.inf, dtype=torch.float32)
-    if softcap is None and q.device.type == "cpu" and k.shape[-1] == v.shape[-1]:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-        return out, lse
-    block = max(1, LOGITS_AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]))
-    parts = [
-        _explicit(q[:, :, t : t + block], k, v, scale, softcap, t if causal else None)
-        for t in range(0, q.shape[2], block)
-    ]
-    return torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
-
-
-def _explicit(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, first: int | None
-) -> tuple[Tensor, Tensor]:
-    """The softmax written out. `first`: row of `k` that belongs to the first query; later rows are masked (None: no mask)."""
-    logits = (q @ k.transpose(-1, -2)).to(torch.float64 if q.dtype == torch.float64 else torch.float32) * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    if first is not None:
-        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(first + 1)
-        logits = logits.masked_fill(later, -torch.inf)
-    lse = logits.logsumexp(-1)
-    return (logits - lse[..., None]).exp().to(v.dtype) @ v, lse
-
-
-def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Join two attention results over disjoint rows: softmax weights follow from their log-sum-exp."""
-    total = torch.logaddexp(lse, other_lse)
-    joined = out * (lse - total).exp()[..., None].to(out.dtype) + other * (other_lse - total).exp()[..., None].to(
-        out.dtype
-    )
-    return joined, total
 
 
 def reference(q: Tensor, arena: Arena, scale: float) -> Tensor:

@@ -73,7 +73,7 @@ def attention_function(
                 "kvledger attends causally to what it stores; 4D, packed or bidirectional masks have no place"
             )
         valid = None if attention_mask is None else attention_mask.valid
-        out = layer.attend(query, key, value, scale, valid, softcap=softcap, sinks=s_aux)
+        out = layer.attend(query, key, value, scale, valid, softcap=softcap, sinks=s_aux, module=module)
         return out.transpose(1, 2).contiguous(), None
     mask = attention_mask.dense() if isinstance(attention_mask, Columns) else attention_mask
     if softcap is None and s_aux is None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from kvledger.hf.attention import use
-from kvledger.hf.layer import ArenaLayer, Run
+from kvledger.hf.inside import rope_of, show_hidden
+from kvledger.hf.layer import ArenaLayer
+from kvledger.hf.run import Run
 from kvledger.methods.base import Method
 from kvledger.recipe import Recipe, parse
 
@@ -40,9 +41,19 @@ def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
         raise ValueError(
             f"{model.config.model_type!r} has no full-attention layer whose cache could be compressed ({kinds})"
         )
-    run = Run(recipe.method, len(slots), model.config)
+    method, config = recipe.method, model.config.get_text_config(decoder=True)
+    windows, profile, protection = None, recipe.profile, recipe.protection
+    if profile is not None and profile.drops:
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        windows = profile.windows(len(slots), heads)
+    run = Run(method, len(slots), model.config, windows, rope=rope_of(model) if "rope" in method.needs else None)
+    run.dense_chunks = profile is not None and profile.inside == "dense"
+    if protection is not None:
+        run.sinks, run.recent = protection.sinks, protection.recent
     for slot, i in enumerate(slots):
         cache.layers[i] = ArenaLayer(slot, run)
+    if "hidden" in method.needs:
+        show_hidden(model, cache.layers)
     return run
 
 
@@ -67,7 +78,7 @@ def other_bytes(cache: Cache) -> int:
 def fork(cache: Cache) -> Cache:
     """An independent continuation: arenas share their buffers until one side writes, other layers are copied."""
     run = run_of(cache)
-    twin_run = replace(run, ledger=run.ledger.fork())
+    twin_run = run.fork()
     twin = copy.copy(cache)
     twin.layers = [
         layer.fork(twin_run) if isinstance(layer, ArenaLayer) else copy.deepcopy(layer) for layer in cache.layers

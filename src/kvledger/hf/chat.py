@@ -6,6 +6,7 @@ where a cache may be shared, so the same ids are read whether the question is kn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _ANSWER, _QUESTION = "\u2402answer\u2403", "\u2402question\u2403"  # cannot occur in a rendered template
@@ -30,6 +31,26 @@ class Chat:
         else:
             before, after = context, "\n"
         return self.ids(before, first=True), self.ids(question + after)
+
+    def places(self, context: str, spans: Sequence[tuple[int, int]], system: bool) -> set[int]:
+        """Numbers of the tokens of `opening(context, …)` that touch the character spans [start, end) of the context, and, if
+        `system`, of those before it. ValueError for a tokenizer that does not tell where its tokens come from."""
+        before = self._render([{"role": "user", "content": context + _QUESTION}]) if self.templated else context
+        before = before.partition(_QUESTION)[0]
+        shift = before.find(context.strip())
+        if shift < 0:
+            raise ValueError("the chat template changes the context, so spans of it cannot be found again")
+        shift -= len(context) - len(context.lstrip())
+        try:
+            coded = self.tokenizer(before, add_special_tokens=not self.templated, return_offsets_mapping=True)
+        except NotImplementedError as error:
+            raise ValueError("spans can be protected with fast tokenizers only: this one has no offsets") from error
+        wanted = [(start + shift, end + shift) for start, end in spans] + ([(0, shift)] if system else [])
+        places = set()
+        for number, (start, end) in enumerate(coded["offset_mapping"]):
+            if any(start < high and low < end for low, high in wanted) or (system and start == end == 0):
+                places.add(number)
+        return places
 
     def follow_up(self, question: str) -> list[int]:
         """Ids from the end of an answer to the start of the next: end of turn, question, header."""

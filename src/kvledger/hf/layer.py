@@ -1,39 +1,28 @@
 """One layer of a compressed cache: the arena, the schedule, and the frame in which a method is asked.
 
 transformers calls `update` with new keys and values and then the attention function, which calls `attend`.  There the layer
-stores the rows, attends, remembers the last queries if the method wants them and, at the scheduled moment, lets the method
-choose what stays.  What is evicted in one layer is gone before the next layer runs.
+stores the rows, attends, notes what the method wants to know of them and, at the scheduled moment, lets it choose what stays
+(`eviction.py`).  What is evicted in one layer is gone before the next layer runs, unless layers share a budget.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from kvledger.cache.arena import Arena
-from kvledger.cache.attend import attend
-from kvledger.cache.ledger import Ledger
+from kvledger.cache.attend import Windows, attend
+from kvledger.cache.mass import add_mass
 from kvledger.hf.attention import NAME, TAG
-from kvledger.methods.base import Method, View
+from kvledger.hf.eviction import evict
+from kvledger.hf.inside import output_projection
+from kvledger.hf.run import Run
+from kvledger.methods.base import Fresh, Probe
 
-
-@dataclass
-class Run:
-    """What the layers of one cache share. A session sets `evict` and `probe` before each forward; left to itself (`auto`)
-    the cache treats the first forward of several tokens as the prompt, and every such forward as a chunk."""
-
-    method: Method
-    layers: int
-    config: Any  # of the model, to see which attention it is set to
-    ledger: Ledger = field(default_factory=Ledger)
-    auto: bool = True
-    reading: bool = True
-    evict: bool = False
-    probe: int = 0
+GATHER = 16  # rows that may gather behind a window while decoding, so that they are moved rarely
 
 
 class ArenaLayer(CacheLayerMixin):
@@ -46,7 +35,13 @@ class ArenaLayer(CacheLayerMixin):
         self.slot, self.run = slot, run
         self.columns = 0  # tokens seen, padding included: what transformers derives positions and masks from
         self.arena: Arena | None = None
+        self.windows: Windows | None = None  # of heads that see their first and last tokens only
+        self.full_heads: list[int] = []  # the others: those the method is asked about
         self.last_queries: list[Tensor] = []
+        self.states: list[Any] = []  # per sequence, what the method has learned
+        self.hidden: Tensor | None = None  # this layer's input, where the method asks for it
+        self.output: Tensor | None = None  # [H, G, Dv, E], likewise
+        self.scale = 1.0
         self.pending = False
 
     # ---- what transformers calls ---------------------------------------------------------------------------------
@@ -101,121 +96,142 @@ class ArenaLayer(CacheLayerMixin):
         valid: Tensor | None,
         softcap: float | None,
         sinks: Tensor | None,
+        module: nn.Module | None = None,
     ) -> Tensor:
         """Store the new rows, attend over all, drop what the schedule says. [B, Hq, T, Dk] -> [B, Hq, T, Dv]."""
         if not self.pending:
             raise ValueError("several layers of this model read one layer's keys, which kvledger cannot keep yet")
-        self.pending = False
+        self.pending, self.scale = False, scale
         run, method = self.run, self.run.method
         if self.arena is None:
-            self._open(q, k, v)
-        assert self.arena is not None
+            self._open(q, k, v, module)
+        arena = self.arena
+        assert arena is not None
         if method.heads == "query":
             groups = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        added = self.arena.append(k, v, valid)
-        run.ledger.forward(self.slot, added, self.arena.length, self.arena.row_nbytes, run.probe)
-        out = attend(q, k, v, self.arena, scale, valid, sinks, softcap)
-        if run.auto:
-            self._guess_phase(max(added))
-        if run.reading and method.window and method.keep < 1:
-            self._remember(q, valid)
-        if run.evict:
-            self._evict(added, scale)
-        elif run.probe:
-            self.take_back(run.probe, probe=True)
+        added = arena.append(k, v, valid)
+        run.ledger.forward(self.slot, added, arena.length, arena.row_nbytes, run.probe)
+        windows = None if run.dense_chunks and max(added) > 1 else self.windows
+        out, lse = attend(q, k, v, arena, scale, valid, sinks, softcap, windows)
+        run.begin(self.slot, max(added))
+        if run.watching is not None:
+            self._watch(q, run.watching)
+        elif method.drops and (run.reading or method.every):
+            self._note(q, k, v, lse, valid, softcap)
+        self._forget(added)
         return out
 
-    def _open(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _open(self, q: Tensor, k: Tensor, v: Tensor, module: nn.Module | None) -> None:
         B, H = k.shape[:2]
-        stored = q.shape[1] if self.run.method.heads == "query" else H
+        run = self.run
+        stored = q.shape[1] if run.method.heads == "query" else H
         row_bytes = k.element_size() * k.shape[-1] + v.element_size() * v.shape[-1]
-        self.run.ledger.open_layer(self.slot, B, B * stored, H, row_bytes)
+        run.ledger.open_layer(self.slot, B, B * stored, H, row_bytes)
         self.arena = Arena(B, stored, self._hold)
+        if run.windows is not None:
+            self.windows = run.windows[self.slot]
+        self.full_heads = [h for h in range(stored) if self.windows is None or self.windows[h] is None]
+        if "output" in run.method.needs:
+            self.output = output_projection(module, q.shape[1], v.shape[-1]).unflatten(0, (stored, -1))
+
+    def hold(self) -> None:
+        """Tell the ledger what this layer holds now."""
+        assert self.arena is not None
+        self._hold(self.arena.nbytes)
 
     def _hold(self, arena_bytes: int) -> None:
         self.run.ledger.hold(self.slot, arena_bytes + sum(q.nbytes for q in self.last_queries))
 
-    def _guess_phase(self, tokens: int) -> None:
-        """Without a session nobody says where a prompt ends: its first forward of several tokens is taken for all of it."""
-        run = self.run
-        if tokens > 1 and self.slot == 0:
-            first = len(run.ledger.steps) == 1
-            run.reading = run.evict = run.method.keep < 1 and (first or run.method.when == "chunk")
-        elif tokens == 1:
-            run.reading = run.evict = False
+    def _note(self, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, valid: Tensor | None, softcap: float | None) -> None:
+        """What the method wants to know of these tokens: the last queries, and a number for each row."""
+        method, arena = self.run.method, self.arena
+        assert arena is not None
+        if method.window:
+            self._remember(q, valid)
+        if method.tally:
+            arena.open_tally()
+        if method.tally == "mass":
+            add_mass(q, arena, lse, self.scale, self.full_heads, valid, softcap)
+        if method.tally == "rate" or method.learns:
+            states = self.states or [None] * arena.batch
+            self.states = [self._learn(b, q, k, v, valid, states[b]) for b in range(arena.batch)]
+        self.hidden = None
 
-    # ---- eviction ------------------------------------------------------------------------------------------------
+    def _learn(self, b: int, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, state: Any) -> Any:
+        run, method, arena = self.run, self.run.method, self.arena
+        assert arena is not None
+        real = slice(None) if valid is None else valid[b]
+        queries = q[b][:, real].unflatten(0, (arena.heads, -1))
+        fresh = Fresh(
+            layer=self.slot,
+            layers=run.layers,
+            queries=queries[self.full_heads],
+            keys=k[b][self.full_heads][:, real],
+            values=v[b][self.full_heads][:, real],
+            positions=torch.arange(arena.seen[b] - queries.shape[2], arena.seen[b], device=q.device),
+            scale=self.scale,
+            hidden=None if self.hidden is None else self.hidden[b][real],
+            rope=run.rope,
+        )
+        if method.tally == "rate" and queries.shape[2]:
+            assert arena.tally is not None
+            for h, rates in zip(self.full_heads, method.rate(fresh).float()):
+                arena.tally[arena.segment(b * arena.heads + h, len(rates))] = rates
+        return method.learn(fresh, state) if method.learns else None
 
     def _remember(self, q: Tensor, valid: Tensor | None) -> None:
         """Keep the last `window` queries of each sequence, across chunks: [Hq, W, Dk] each."""
-        W = self.run.method.window
+        method = self.run.method
         fresh = [q[b] if valid is None else q[b][:, valid[b]] for b in range(q.shape[0])]
-        if self.last_queries and self.run.method.when == "prompt":
+        if self.last_queries and (method.when == "prompt" or not self.run.reading):
             fresh = [torch.cat([old, new], dim=1) for old, new in zip(self.last_queries, fresh)]
-        self.last_queries = [x[:, -W:].clone() for x in fresh]
-        assert self.arena is not None
-        self._hold(self.arena.nbytes)
+        self.last_queries = [x[:, -method.window :].clone() for x in fresh]
+        self.hold()
 
-    def _evict(self, added: list[int], scale: float) -> None:
-        """Ask the method about each sequence's candidates and drop the rest, the probe's rows with them."""
-        assert self.arena is not None
-        run, arena, masks = self.run, self.arena, []
-        for b, new in enumerate(added):
-            new -= run.probe
-            whole = run.method.when == "prompt" or run.method.among == "all"
-            lengths = arena.length[b * arena.heads : (b + 1) * arena.heads]
-            if whole and len(set(lengths)) > 1:
-                raise ValueError(
-                    f"{run.method}: among='all' needs heads of equal length, and these hold {lengths} rows"
-                )
-            candidates = lengths[0] - run.probe if whole else new
-            budget = run.method.rows(arena.seen[b] - run.probe if whole else new)
-            if candidates <= budget or run.method.keep == 1:
-                mask = torch.ones(arena.heads, candidates, dtype=torch.bool)
-            else:  # a probe's rows are the recent ones: they vote, are counted in while the method looks, and go
-                mask = run.method.select(self._view(b, candidates + run.probe, budget + run.probe, scale))
-            masks.append(torch.nn.functional.pad(mask[:, :candidates], (0, run.probe), value=False))
-        dropped = arena.keep(masks) - run.probe * len(arena.length)
-        arena.seen = [n - run.probe for n in arena.seen]
-        self.columns -= run.probe
-        self.last_queries = []
-        self._hold(arena.nbytes)
-        run.ledger.evict(self.slot, arena.length, dropped)
-
-    def _view(self, b: int, candidates: int, budget: int, scale: float) -> View:
-        """The last `candidates` rows of sequence `b`, as a method sees them."""
-        assert self.arena is not None
+    def _watch(self, q: Tensor, probe: Probe) -> None:
+        """A probe's queries judge the rows of its span; each row keeps the most it was ever given."""
         arena = self.arena
-        segments = range(b * arena.heads, (b + 1) * arena.heads)
+        assert arena is not None
+        assert arena.batch == 1, "probes are read one sequence at a time"
+        arena.open_tally()
+        assert arena.tally is not None
+        queries = q[0].unflatten(0, (arena.heads, -1))
+        for h in self.full_heads:  # one head at a time: lengths differ, and so little is held
+            rows, positions = arena.segment(h), arena.positions(h)
+            given = self.run.method.watch(queries[h : h + 1], arena.k[rows][None], positions, probe, self.scale)[0]
+            chosen = ((positions >= probe.start) & (positions < probe.stop)).nonzero().squeeze(-1) + rows.start
+            arena.tally[chosen] = torch.maximum(arena.tally[chosen], given)
 
-        def rows(buffer: Tensor) -> Tensor:
-            return torch.stack([buffer[arena.segment(s, candidates)] for s in segments])
+    # ---- eviction ------------------------------------------------------------------------------------------------
 
-        if self.last_queries:
-            queries = self.last_queries[b].unflatten(0, (arena.heads, -1))
-        else:
-            queries = arena.k.new_zeros(arena.heads, 1, 0, arena.k.shape[-1])
-        seen = arena.seen[b]
-        positions = arena.positions(segments[0], candidates)
-        query_positions = torch.arange(seen - queries.shape[2], seen, device=positions.device)
-        recent = (
-            positions >= (seen - queries.shape[2])
-            if queries.shape[2]
-            else torch.zeros_like(positions, dtype=torch.bool)
-        )
-        return View(
-            self.slot,
-            self.run.layers,
-            rows(arena.k),
-            rows(arena.v),
-            positions,
-            queries,
-            query_positions,
-            scale,
-            recent,
-            budget,
-        )
+    def _forget(self, added: list[int]) -> None:
+        """Drop what is due after this forward."""
+        run, arena = self.run, self.arena
+        assert arena is not None
+        if run.evict and run.method.drops:
+            evict(self, added, asked=True)
+        elif run.watching is not None:
+            self.take_back(max(added), probe=True)
+        elif self.windows is not None and (max(added) > 1 or run.ledger.kind == "read"):
+            evict(self, added, asked=False)
+        elif run.probe:
+            self.take_back(run.probe, probe=True)
+        elif self.windows is not None:
+            self._slide()
+
+    def _slide(self) -> None:
+        """While decoding, heads with a window let some rows gather before they are overwritten in place."""
+        arena, dropped = self.arena, 0
+        assert arena is not None
+        assert self.windows is not None
+        for s, n in enumerate(arena.length):
+            window = self.windows[s % arena.heads]
+            if window is not None and n >= sum(window) + (1 if self.run.dense_chunks else GATHER):
+                dropped += arena.slide(s, *window)
+        if dropped:
+            self.hold()
+            self.run.ledger.evict(self.slot, arena.length, dropped)
 
     def take_back(self, tokens: int, probe: bool = False) -> None:
         """Forget the last `tokens` tokens of each sequence."""
@@ -224,10 +240,18 @@ class ArenaLayer(CacheLayerMixin):
         self.columns -= tokens
         self.run.ledger.rollback(self.slot, self.arena.length, tokens, probe)
 
+    def close(self) -> None:
+        """Nothing is dropped from here on: let go of what was noted to that end."""
+        self.last_queries, self.states = [], []
+        if self.arena is not None:
+            self.arena.tally = None
+            self.hold()
+
     def fork(self, run: Run) -> ArenaLayer:
         """The same rows under another run; buffers are shared until one side writes."""
         twin = ArenaLayer(self.slot, run)
-        twin.is_initialized, twin.columns = self.is_initialized, self.columns
-        twin.last_queries = list(self.last_queries)
+        for name in ("is_initialized", "columns", "windows", "full_heads", "output", "scale"):
+            setattr(twin, name, getattr(self, name))
+        twin.last_queries, twin.states = list(self.last_queries), list(self.states)
         twin.arena = None if self.arena is None else self.arena.fork(twin._hold)
         return twin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from kvledger.cache.ledger import Ledger
 from kvledger.hf import cache as caches
 from kvledger.hf.attention import use
 from kvledger.hf.chat import Chat
+from kvledger.hf.eviction import evict
 from kvledger.hf.layer import ArenaLayer
 from kvledger.recipe import Recipe
 
@@ -76,10 +78,17 @@ class Session:
 
     # ---- what a user does ----------------------------------------------------------------------------------------
 
-    def read(self, context: str, question: str | None = None, patched: bool = False) -> None:
+    def read(
+        self,
+        context: str,
+        question: str | None = None,
+        patched: bool = False,
+        protect: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """Read `context`, once. Without `question` it is compressed before any question is known ("hidden"); with it, the
         question is part of the prompt when rows are dropped ("visible"), and `answer` follows. `patched`: each chunk is
-        judged by the prompt's last queries (arXiv 2506.17121 §3), at the price of reading them again with every chunk."""
+        judged by the prompt's last queries (arXiv 2506.17121 §3), at the price of reading them again with every chunk.
+        `protect`: character spans [start, end) of the context that no method may drop."""
         if self.tokens:
             raise ValueError("this session has read its context; open another, or fork before reading")
         started = time.perf_counter()
@@ -88,6 +97,7 @@ class Session:
         if not ids:
             raise ValueError("the context is empty: there is nothing to read")
         self.check_length(len(ids))
+        self._protect(context, protect, range(len(before), len(ids)))
         self._read(ids, patched)
         self._turns = 0 if question is None else 1
         if question is None:
@@ -115,6 +125,8 @@ class Session:
         if not ids:
             raise ValueError("the question is empty: there is nothing to answer")
         self.check_length(self.tokens + len(ids) + max_new_tokens)
+        if self.recipe.protection is not None and self.recipe.protection.question:
+            self.run.pinned |= frozenset(range(self.tokens + len(self._unread), self.tokens + len(ids)))
         self._unread = []
         self._turns += 1
         for start in range(0, len(ids), self.chunk or len(ids)):
@@ -155,6 +167,16 @@ class Session:
 
     # ---- how it is done ------------------------------------------------------------------------------------------
 
+    def _protect(self, context: str, spans: Sequence[tuple[int, int]], question: range) -> None:
+        """Token indices that stay: of spans of the context and, if the recipe says so, of the template and the question."""
+        wish = self.recipe.protection
+        places: set[int] = set()
+        if spans or (wish is not None and wish.system):
+            places = self.chat.places(context, spans, wish is not None and wish.system)
+        if wish is not None and wish.question:
+            places |= set(question)
+        self.run.pinned |= frozenset(places)
+
     def _read(self, ids: list[int], patched: bool) -> None:
         method, size = self.recipe.method, self.chunk or len(ids)
         patch = ids[-method.window :] if patched and method.window else []
@@ -162,17 +184,35 @@ class Session:
             raise ValueError(
                 "patched reading needs every layer to be a full-attention layer: others cannot forget the patch"
             )
-        self.run.reading = method.keep < 1
+        self.run.reading = method.drops
         starts = range(0, len(ids), size)
         for start in starts:
             last = start == starts[-1]
-            self.run.evict = method.keep < 1 and (last or method.when == "chunk")
-            probe = [] if last or not self.run.evict else patch
+            due = method.drops and (method.when == "chunk" or (last and method.when == "prompt"))
+            self.run.evict = due and method.tally != "probe"
+            probe = [] if last or not due else patch
             self.run.probe = len(probe)
             self._forward(ids[start : start + size] + probe, "read")
             self.tokens -= len(probe)
+            if due and method.tally == "probe":
+                self._probe(ids[start if method.when == "chunk" else 0 : start + size])
         self.run.reading = self.run.evict = False
         self.run.probe = 0
+        for layer in caches.arenas(self.cache) if not method.every else ():
+            layer.close()
+
+    def _probe(self, ids: list[int]) -> None:
+        """Read what the method wants to ask of the last tokens `ids`, forget it, and let the method choose."""
+        run, logits = self.run, self._logits
+        start = self.tokens - len(ids)
+        for probe in self.recipe.method.probes(ids, start, self.chat.ids):
+            run.watching = probe
+            self._forward(list(probe.ids), "read")
+            self.tokens -= len(probe.ids)
+        run.watching, run.evict, self._logits = None, True, logits
+        with torch.inference_mode():
+            for layer in caches.arenas(self.cache):
+                evict(layer, [len(ids)], asked=True)
 
     @torch.inference_mode()
     def _forward(self, ids: list[int], kind: str) -> None:
@@ -208,24 +248,30 @@ class Session:
     def _note_bytes(self) -> None:
         self._held = (self.ledger.stored_bytes, self.ledger.full_bytes)
 
-    def _mark(self) -> list[Any]:
-        """Where each layer is; layers that cannot be cropped (sliding windows, states) are copied."""
-        return [
-            (layer.columns, copy.copy(layer.arena.mark()))
-            if isinstance(layer, ArenaLayer) and layer.arena
-            else copy.deepcopy(layer)
-            for layer in self.cache.layers
-        ]
+    def _mark(self) -> tuple[list[Any], int]:
+        """Where each layer is, and how long ago the last eviction was. Layers that cannot be cropped (sliding windows,
+        states, rows that go while an answer is written) are copied, ours by sharing their buffers."""
 
-    def _rollback(self, marks: list[Any]) -> None:
-        before = self.tokens
-        for i, mark in enumerate(marks):
+        def of(layer: Any) -> Any:
+            if not isinstance(layer, ArenaLayer):
+                return copy.deepcopy(layer)
+            return layer.fork(self.run) if self.run.forgets else layer.columns
+
+        return [of(layer) for layer in self.cache.layers], self.run.since
+
+    def _rollback(self, marks: tuple[list[Any], int]) -> None:
+        before, (places, self.run.since) = self.tokens, marks
+        for i, mark in enumerate(places):
             layer = self.cache.layers[i]
             if isinstance(layer, ArenaLayer):
-                back = layer.columns - mark[0]
+                back = layer.columns - (mark if isinstance(mark, int) else mark.columns)
                 before = self.tokens - back
-                if back:
+                if back and isinstance(mark, int):
                     layer.take_back(back)
+                elif back:
+                    self.cache.layers[i] = mark
+                    self.run.ledger.rollback(mark.slot, mark.arena.length, back)
+                    mark.hold()
             else:
                 self.cache.layers[i] = mark
         self.tokens = before

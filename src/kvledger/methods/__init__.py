@@ -1,5 +1,39 @@
 """The ideas: one paper family a file. Importing this package registers them all."""
 
-from kvledger.methods import adakv, full, keydiff, knorm, pyramidkv, random, snapkv, streaming, tova
+from kvledger.methods import (
+    adakv,
+    criticalkv,
+    fastgen,
+    full,
+    h2o,
+    headgate,
+    keydiff,
+    knorm,
+    observed_attention,
+    protect,
+    pyramidkv,
+    random,
+    simlayerkv,
+    snapkv,
+    streaming,
+    tova,
+)
 
-__all__ = ["adakv", "full", "keydiff", "knorm", "pyramidkv", "random", "snapkv", "streaming", "tova"]
+__all__ = [
+    "adakv",
+    "criticalkv",
+    "fastgen",
+    "full",
+    "h2o",
+    "headgate",
+    "keydiff",
+    "knorm",
+    "observed_attention",
+    "protect",
+    "pyramidkv",
+    "random",
+    "simlayerkv",
+    "snapkv",
+    "streaming",
+    "tova",
+]

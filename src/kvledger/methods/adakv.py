@@ -8,10 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from kvledger.methods import allocate
-from kvledger.methods.base import View
 from kvledger.methods.snapkv import SnapKV
 from kvledger.recipe import Row, register
 
@@ -25,12 +21,10 @@ class AdaKV(SnapKV):
 
     kernel: int = 7
     pool: str = "max"
-    floor: float = 0.2
+    allocator: str = "heads"
+    floor: float = 0.2  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor={self.floor} is outside [0, 1]")
-
-    def allocate(self, scores: Tensor, view: View) -> Tensor:
-        return allocate.across_heads(scores, view.recent, view.budget, self.floor)

@@ -1,30 +1,39 @@
-"""What a method sees (`View`), and what it is made of: a scorer, an allocator, a schedule.
+"""What a method sees, and what it is made of: a scorer, an allocator, a schedule.
 
-A method is a frozen dataclass.  It answers two questions about the candidate rows of one layer of one sequence: what is
-each worth (`score`), and who gets how much of the budget (`allocate`).  When it is asked, which rows are candidates, what
-is protected and how the rows are dropped is the frame's business (`kvledger.hf`), once for all methods.
+A method is a frozen dataclass.  It says what each candidate row of one layer of one sequence is worth (`score`); who gets
+how much of the budget is the allocator's business, when it is asked the schedule's.  What a scorer needs beyond keys,
+values and positions it declares in class variables, and the frame (`kvledger.hf`) supplies just that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from kvledger.methods import allocate
-from kvledger.recipe import Row
+from kvledger.methods.rope import Rope
+from kvledger.recipe import Row, nearest
+
+WHEN = ("prompt", "chunk", "decode")
 
 
 @dataclass(frozen=True)
 class View:
     """The candidate rows of one layer of one sequence, at the moment when some of them must go.
 
-    `keys` [H, N, Dk] (after RoPE), `values` [H, N, Dv], `positions` [N] token indices, ascending; `queries`
-    [H, G, W, Dk] are the last W queries (after RoPE) at `query_positions` [W].  Where heads="query", H counts query heads
-    and G is 1.  `recent` [N] bool marks rows that must stay; `budget` is the mean number of rows a head may keep.
+    `keys` [H, N, Dk] (after RoPE), `values` [H, N, Dv], `positions` [H, N] token indices, ascending. Heads may hold
+    different numbers of rows: the shorter ones are padded in front, and there `stored` [H, N] is False and the position -1.
+    `queries` [H, G, W, Dk] are the last W queries (after RoPE) at `query_positions` [W]. Where heads="query", H counts query
+    heads and G is 1. `recent` and `pinned` [H, N] mark rows that stay: the youngest, and the user's spans. `budget` is the
+    mean number of rows a head may keep, `seen` the tokens seen so far.
+
+    On request (see Method): `tally` [H, N] float32, what was noted of each row; `state`, what `learn` made of the tokens so
+    far; `output` [H, G, Dv, E], each query head's part of the output projection; `rope`, to turn keys and queries back.
     """
 
     layer: int
@@ -32,58 +41,174 @@ class View:
     keys: Tensor
     values: Tensor
     positions: Tensor
+    stored: Tensor
     queries: Tensor
     query_positions: Tensor
     scale: float
     recent: Tensor
+    pinned: Tensor
     budget: int
+    seen: int
+    tally: Tensor | None = None
+    state: Any = None
+    output: Tensor | None = None
+    rope: Rope | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.keys.shape[0], self.keys.shape[1]
 
 
+@dataclass(frozen=True)
+class Fresh:
+    """The T new tokens of one sequence in one layer, just stored: `queries` [H, G, T, Dk] and `keys` [H, T, Dk] (after
+    RoPE), `values` [H, T, Dv], `positions` [T], and on request the layer's input `hidden` [T, E] and `rope`."""
+
+    layer: int
+    layers: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    scale: float
+    hidden: Tensor | None = None
+    rope: Rope | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tokens that are read once and forgotten, so that their queries can judge the rows of tokens `start … stop`."""
+
+    ids: tuple[int, ...]
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Frame of every compression method.
 
-    keep: kept fraction of the candidate rows, in (0, 1]. when: "prompt" drops once, when the prompt has been read;
-    "chunk" drops after each chunk, among that chunk's rows. heads: "kv" stores a row once per KV head; "query" once per
-    query head, as several papers' code does, at G times the bytes.
+    keep: kept fraction of the candidate rows, in (0, 1]. rows: if set, this many rows a head (mean) instead. bytes: if set,
+    rows of this many bytes in all layers and heads together instead.
+    when: "prompt" drops once, when the prompt has been read; "chunk" after each chunk, among that chunk's rows (among all
+    rows, if the budget is in rows or bytes); "decode" leaves the prompt alone. every: decode steps between evictions among
+    all rows (0: none).
+    allocator: "even", the same number for each head; "heads", heads of a layer compete; "layers", heads of all layers do;
+    "pyramid", falling with depth. heads: "kv" stores a row once per KV head; "query" once per query head, as several
+    papers' code does, at G times the bytes.
     """
 
     keep: float = 0.25
+    rows: int = 0
+    bytes: int = 0
     when: str = "prompt"
+    every: int = 0
+    allocator: str = "even"
     heads: str = "kv"
 
     row: ClassVar[Row]
+    role: ClassVar[str] = "compression"
     window: ClassVar[int] = 0  # how many last queries `score` needs; those tokens' own rows are kept
+    recent: ClassVar[int] = 0  # how many of the last rows stay in any case
+    sinks: ClassVar[int] = 0  # how many of the first tokens stay in any case
     among: ClassVar[str] = "new"  # candidates while reading in chunks: the "new" rows, or "all" that are stored
+    floor: ClassVar[float] = 0.2  # allocator "heads": the fraction of its even share that a head is sure of
+    beta: ClassVar[int] = 20  # allocator "pyramid": the last layer's free rows are the mean's over beta
+    tally: ClassVar[str] = ""  # a number kept with each row: "mass" of attention so far, "rate" when stored, "probe"
+    learns: ClassVar[bool] = False  # `learn` is called with every forward's tokens
+    needs: ClassVar[tuple[str, ...]] = ()  # of "hidden", "output", "rope"
+    exact: ClassVar[bool] = True  # spends exactly its budget; False where a threshold decides
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep={self.keep} is outside (0, 1]: it is the kept fraction")
-        if self.when not in ("prompt", "chunk"):
-            raise ValueError(f"when={self.when!r} is not 'prompt' or 'chunk'")
-        if self.heads not in ("kv", "query"):
-            raise ValueError(f"heads={self.heads!r} is not 'kv' or 'query'")
-        if self.window < 0:
-            raise ValueError(f"window={self.window} is negative")
+        for name in ("rows", "bytes", "every", "window", "recent", "sinks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative")
+        if self.rows and self.bytes:
+            raise ValueError(f"rows={self.rows} and bytes={self.bytes} are two budgets: give one")
+        choices = (("when", WHEN), ("heads", ("kv", "query")), ("allocator", tuple(allocate.ALLOCATORS)))
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown{nearest(str(getattr(self, name)), known)}")
+        if self.when == "decode" and not self.every:
+            raise ValueError("when='decode' leaves the prompt alone, so every= must say after how many steps to drop")
+
+    # ---- what a method says --------------------------------------------------------------------------------------
 
     def score(self, view: View) -> Tensor:
-        """What each candidate is worth: [H, N] float32, higher is better."""
+        """What each candidate is worth: [H, N] float, higher is better. Padding may get anything."""
         raise NotImplementedError
 
     def allocate(self, scores: Tensor, view: View) -> Tensor:
-        """Which candidates stay: [H, N] bool. Uniform over heads unless a method says otherwise."""
-        return allocate.uniform(scores, view.recent, view.budget)
+        """Which candidates stay: [H, N] bool, by the allocator. +inf marks rows that must stay, -inf those that cannot."""
+        return allocate.ALLOCATORS[self.allocator](scores, view, self.floor, self.beta)
+
+    def rate(self, fresh: Fresh) -> Tensor:
+        """tally="rate": the number [H, T] to keep with each new row."""
+        raise NotImplementedError
+
+    def learn(self, fresh: Fresh, state: Any) -> Any:
+        """learns: what is known after these tokens (`state` is None at first and is never changed in place)."""
+        raise NotImplementedError
+
+    def probes(self, ids: Sequence[int], start: int, encode: Callable[[str], list[int]]) -> Iterator[Probe]:
+        """tally="probe": what to read once the tokens `ids`, the first of them number `start`, have been read."""
+        raise NotImplementedError
+
+    def watch(self, queries: Tensor, keys: Tensor, positions: Tensor, probe: Probe, scale: float) -> Tensor:
+        """tally="probe": what `queries` [H, G, T, Dk] of a probe say of its rows, [H, stop - start]. `keys` [H, N, Dk] are all
+        stored rows, those of the T probe tokens last; `positions` [N]. The frame keeps each row's maximum."""
+        raise NotImplementedError
+
+    # ---- what the frame asks -------------------------------------------------------------------------------------
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is ever dropped."""
+        return self.keep < 1 or self.rows > 0 or self.bytes > 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the files that the method reads, if any, so that records of other files are not mixed in."""
+        return ""
+
+    @property
+    def deferred(self) -> bool:
+        """Whether all layers must have been scored before rows can be shared out."""
+        return self.allocator == "layers"
+
+    def guarded(self, view: View) -> Tensor:
+        """Scores [H, N] float32 in which pinned rows and, as far as the budget goes, sinks and recent rows stand at +inf, and
+        what is not stored at -inf. ValueError if the pinned rows alone exceed the budget."""
+        scores = self.score(view).to(torch.float32).expand(view.shape).clone()
+        pinned = view.pinned & view.stored
+        room = view.budget - pinned.sum(-1, keepdim=True)
+        if int(room.min()) < 0:
+            most = view.budget - int(room.min())
+            raise ValueError(
+                f"{most} protected rows do not fit a budget of {view.budget} rows a head: raise the budget of "
+                f"{type(self).row.name}, or protect less"
+            )
+        sinks = (view.positions < self.sinks) & view.stored & ~pinned
+        sinks &= sinks.cumsum(-1) <= room
+        recent = view.recent & view.stored & ~pinned & ~sinks
+        youngest = recent.flip(-1).cumsum(-1).flip(-1) <= room - sinks.sum(-1, keepdim=True)
+        scores[recent] = -torch.inf
+        scores[pinned | sinks | (recent & youngest)] = torch.inf
+        return scores.masked_fill(~view.stored, -torch.inf)
 
     def select(self, view: View) -> Tensor:
         """Score and allocate. The mask [H, N]."""
-        return self.allocate(self.score(view).float(), view)
+        return self.allocate(self.guarded(view), view) & view.stored
 
-    def rows(self, candidates: int) -> int:
-        """Rows a head may keep of `candidates` (mean over heads and layers): the kept fraction, at least one."""
+    def allowance(self, candidates: int, row_bytes: int) -> int:
+        """Rows a head may keep of `candidates` (mean over heads and layers), at least one. `row_bytes`: of one row in every
+        head and layer together."""
+        if self.rows:
+            return self.rows
+        if self.bytes:
+            return max(1, self.bytes // row_bytes)
         return max(1, floor(self.keep * candidates + 1e-9))
 
 
@@ -94,11 +219,17 @@ def window_attention(view: View, kernel: int, pool: str) -> Tensor:
     (zero padding, counted), mean over the G queries that share a KV head.  SnapKV (arXiv 2404.14469) §4; the order of
     pooling and group mean does not matter for average pooling and follows the published code for maximum pooling.
     """
-    logits = (view.queries.float() @ view.keys.float().transpose(-1, -2)[:, None]) * view.scale
-    later = view.positions[None, :] > view.query_positions[:, None]
-    mass = logits.masked_fill(later, -torch.inf).softmax(-1).nan_to_num(0.0).sum(-2)
-    prefix = int((~view.recent).sum())
+    mass = softmax_mass(view)
+    recent = view.recent.any(0).nonzero()
+    prefix = int(recent[0]) if len(recent) else mass.shape[-1]  # recent rows are the last of every head
     smooth = torch.nn.functional.avg_pool1d if pool == "avg" else torch.nn.functional.max_pool1d
     if prefix:
         mass[..., :prefix] = smooth(mass[..., :prefix], kernel, stride=1, padding=kernel // 2)[..., :prefix]
     return mass.mean(1)
+
+
+def softmax_mass(view: View) -> Tensor:
+    """softmax(q·k·scale) of the window's queries over the candidates, causal, summed over the queries: [H, G, N] float32."""
+    logits = (view.queries.float() @ view.keys.float().transpose(-1, -2)[:, None]) * view.scale
+    hidden = (view.positions[:, None, :] > view.query_positions[None, :, None]) | ~view.stored[:, None, :]
+    return logits.masked_fill(hidden[:, None], -torch.inf).softmax(-1).nan_to_num(0.0).sum(-2)

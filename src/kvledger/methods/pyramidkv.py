@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from kvledger.methods import allocate
-from kvledger.methods.base import View
 from kvledger.methods.snapkv import SnapKV
 from kvledger.recipe import Row, register
 
@@ -17,7 +13,8 @@ from kvledger.recipe import Row, register
 class PyramidKV(SnapKV):
     """beta: the last layer's free rows are the mean's over beta."""
 
-    beta: int = 20
+    allocator: str = "pyramid"
+    beta: int = 20  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -25,8 +22,3 @@ class PyramidKV(SnapKV):
             raise ValueError(
                 f"beta={self.beta}: the last layer's share is the mean's over beta, so it must be at least 1"
             )
-
-    def allocate(self, scores: Tensor, view: View) -> Tensor:
-        fixed = min(int(view.recent.sum()), view.budget)
-        rows = allocate.pyramid(view.budget, fixed, view.shape[1], view.layer, view.layers, self.beta)
-        return allocate.uniform(scores, view.recent, rows)

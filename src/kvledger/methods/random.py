@@ -19,6 +19,6 @@ class Random(Method):
     seed: int = 0
 
     def score(self, view: View) -> Tensor:
-        moment = int(view.positions[0]) if len(view.positions) else 0
+        moment = int(view.positions.max()) if view.positions.numel() else 0
         draw = torch.Generator().manual_seed((self.seed * 1009 + view.layer) * 10_000_019 + moment)
         return torch.rand(view.shape, generator=draw).to(view.keys.device)

@@ -8,7 +8,7 @@ are dropped. patched: as visible, and each chunk is judged by the prompt's last 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvledger.hf.session import Answer, Session, check_chunk
@@ -16,6 +16,8 @@ from kvledger.recipe import Recipe, parse
 from kvledger.records import Cell, Record
 from kvledger.tasks import get
 from kvledger.tasks.base import Sample, Turn
+
+SAMPLES_HELD = 64  # contexts are megabytes at most, and all recipes ask for one before the next comes
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Host:
     model: Any
     tokenizer: Any
     versions: str
+    samples: dict[tuple[object, ...], Sample] = field(default_factory=dict)
 
     def count(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -41,16 +44,22 @@ def check(cell: Cell) -> None:
                 f"patched eviction judges the context by one question, so multi-turn with {cell.turns} turns is impossible; "
                 "use --turns 1, multi-request, or another visibility"
             )
-        if method.keep < 1 and method.when != "chunk":
+        if method.drops and method.when != "chunk":
             raise ValueError(f"patched eviction happens after each chunk: add when='chunk' to {cell.recipe}")
         if not cell.chunk:
             raise ValueError("patched eviction needs chunks: give --chunk")
 
 
 def sample_of(cell: Cell, host: Host, index: int) -> Sample:
-    return get(cell.task).make(
-        seed=cell.seed, index=index, tokens=cell.context, count=host.count, turns=cell.turns, form=cell.form
-    )
+    """Sample `index` of a cell's task; the recipes that are compared on it share one."""
+    key = cell.task, cell.seed, index, cell.context, cell.turns, cell.form
+    if key not in host.samples:
+        if len(host.samples) >= SAMPLES_HELD:
+            host.samples.clear()
+        host.samples[key] = get(cell.task).make(
+            seed=cell.seed, index=index, tokens=cell.context, count=host.count, turns=cell.turns, form=cell.form
+        )
+    return host.samples[key]
 
 
 def play(cell: Cell, host: Host, index: int, done: set[int]) -> Iterator[Record]:
@@ -63,32 +72,42 @@ def play(cell: Cell, host: Host, index: int, done: set[int]) -> Iterator[Record]
         if number in done:
             continue
         ledger = session.ledger
-        if recipe.method.keep < 1 and not ledger.dropped:
+        if recipe.drops and not ledger.dropped:
             raise RuntimeError(f"{cell.recipe} dropped nothing on {cell.task}: its score would be the full cache's")
         yield _record(cell, host, recipe, index, number, sample.turns[number], answer, session)
 
 
-def _check_room(session: Session, host: Host, sample: Sample) -> None:
-    """The whole conversation must fit the model's positions, so that no turn is cut off later."""
+def _spans(recipe: Recipe, sample: Sample) -> list[tuple[int, int]]:
+    """Character spans of the sample's text that the recipe protects by their role."""
+    spans, at = [], 0
+    for segment in sample.segments:
+        if recipe.protection is not None and recipe.protection.instruction and segment.role == "instruction":
+            spans.append((at, at + len(segment.text)))
+        at += len(segment.text)
+    return spans
+
+
+def room(host: Host, sample: Sample) -> int:
+    """Tokens of the whole conversation, which must fit the model's positions, so that no turn is cut off later."""
     turns = sum(host.count(turn.question) + host.count(turn.gold) + turn.max_new_tokens for turn in sample.turns)
-    session.check_length(host.count(sample.text) + turns)
+    return host.count(sample.text) + turns
 
 
 def _conversation(
     cell: Cell, host: Host, recipe: Recipe, sample: Sample, done: set[int]
 ) -> Iterator[tuple[int, Answer, Session]]:
     session = Session(host.model, host.tokenizer, recipe, cell.chunk)
-    _check_room(session, host, sample)
+    session.check_length(room(host, sample))
     for number, turn in enumerate(sample.turns):
         if len(done) == len(sample.turns):
             return
         gold = turn.gold if cell.history == "gold" else None
         if number == 0 and cell.visibility != "hidden":
-            session.read(sample.text, turn.question, patched=cell.visibility == "patched")
+            session.read(sample.text, turn.question, cell.visibility == "patched", _spans(recipe, sample))
             answer = session.answer(turn.max_new_tokens, gold)
         else:
             if number == 0:
-                session.read(sample.text)
+                session.read(sample.text, protect=_spans(recipe, sample))
             answer = session.turn(turn.question, turn.max_new_tokens, gold)
         yield number, answer, session
 
@@ -97,18 +116,18 @@ def _requests(
     cell: Cell, host: Host, recipe: Recipe, sample: Sample, done: set[int]
 ) -> Iterator[tuple[int, Answer, Session]]:
     base = Session(host.model, host.tokenizer, recipe, cell.chunk)
-    _check_room(base, host, sample)
+    base.check_length(room(host, sample))
     for number, turn in enumerate(sample.turns):
         if number in done:
             continue
         if cell.visibility == "hidden":
             if not base.tokens:
-                base.read(sample.text)
+                base.read(sample.text, protect=_spans(recipe, sample))
             branch = base.fork()
             yield number, branch.turn(turn.question, turn.max_new_tokens), branch
         else:
             request = Session(host.model, host.tokenizer, recipe, cell.chunk)
-            request.read(sample.text, turn.question, patched=cell.visibility == "patched")
+            request.read(sample.text, turn.question, cell.visibility == "patched", _spans(recipe, sample))
             yield number, request.answer(turn.max_new_tokens), request
 
 
@@ -122,7 +141,7 @@ def _record(
         model=cell.model,
         recipe=cell.recipe,
         method=recipe.name,
-        keep=recipe.method.keep,
+        keep=recipe.keep,
         task=cell.task,
         mode=cell.mode,
         visibility=cell.visibility,

@@ -15,11 +15,11 @@ import torch
 import transformers
 
 import kvledger
-from kvledger.hf.cache import check_supported
+from kvledger.hf.cache import check_supported, new_cache
 from kvledger.hf.load import load
 from kvledger.recipe import nearest, parse
 from kvledger.records import HISTORIES, MODES, VISIBILITIES, Cell, Log, read
-from kvledger.run.cell import Host, check, play, sample_of
+from kvledger.run.cell import Host, check, play, room, sample_of
 from kvledger.tasks import suite
 
 
@@ -119,19 +119,25 @@ def _prepare(grid: Grid, cells: list[Cell]) -> tuple[Host, list[Cell]]:
     host = Host(model, tokenizer, _versions(model))
     form = grid.form if grid.form != "auto" else ("small" if len(tokenizer) < 8192 else "full")
     weights = fingerprint(model)
-    cells = [replace(cell, form=form, weights=weights) for cell in cells]
+    files = {recipe: _files(model, recipe) for recipe in {cell.recipe for cell in cells}}
+    cells = [replace(cell, form=form, weights=weights, files=files[cell.recipe]) for cell in cells]
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     for cell in {(cell.task, cell.context): cell for cell in cells}.values():
         if limit is not None and cell.context > limit:
             raise ValueError(f"a context of {cell.context} tokens does not fit into the model's {limit} positions")
         sample = sample_of(cell, host, 0)
-        turns = sum(host.count(t.question) + host.count(t.gold) + t.max_new_tokens for t in sample.turns)
-        if limit is not None and host.count(sample.text) + turns > limit:
+        if limit is not None and room(host, sample) > limit:
             raise ValueError(
-                f"{cell.task}: a context of {cell.context} tokens and {cell.turns} turns ({turns} tokens) do not fit into "
-                f"the model's {limit} positions"
+                f"{cell.task}: a context of {cell.context} tokens and {cell.turns} turns ({room(host, sample)} tokens in all) "
+                f"do not fit into the model's {limit} positions"
             )
     return host, cells
+
+
+def _files(model: Any, recipe: str) -> str:
+    """Fingerprints of the files that a recipe reads. ValueError for one that this model cannot follow."""
+    new_cache(model, recipe)
+    return " ".join(filter(None, (getattr(part, "fingerprint", "") for part in parse(recipe).parts)))
 
 
 def fingerprint(model: Any) -> str:

@@ -1,0 +1,78 @@
+"""What the layers of one cache share: the recipe's parts, the phase a request is in, and what is due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from kvledger.cache.attend import Windows
+from kvledger.cache.ledger import Ledger
+from kvledger.methods.base import Method, Probe
+from kvledger.methods.rope import Rope
+
+
+@dataclass
+class Waiting:
+    """A layer's scores that wait until all layers have theirs: [H, N], with the candidates' number per head."""
+
+    layer: Any
+    sequence: int
+    scores: Tensor
+    counts: list[int]
+    heads: list[int]
+    budget: int
+
+
+@dataclass
+class Run:
+    """State shared by the layers of one cache. A session sets `reading`, `evict` and `probe` before each forward; left to
+    itself (`auto`) the cache treats the first forward of several tokens as the prompt, and every such forward as a chunk.
+
+    windows: per layer and KV head, (sinks, window) of heads that see no more than that. since: tokens since the last
+    eviction while decoding. pinned: per sequence, token indices that stay in any case.
+    """
+
+    method: Method
+    layers: int
+    config: Any  # of the model, to see which attention it is set to
+    windows: list[Windows] | None = None
+    dense_chunks: bool = False  # heads with a window see all of the chunk they are read in, as the papers' code does
+    sinks: int = 0  # first and
+    recent: int = 0  # last tokens that stay
+    rope: Rope | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    auto: bool = True
+    reading: bool = True
+    evict: bool = False
+    probe: int = 0
+    watching: Probe | None = None
+    since: int = 0
+    pinned: frozenset[int] = frozenset()
+    waiting: list[Waiting] = field(default_factory=list)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether rows go while an answer is written, so that going back needs a copy."""
+        return self.windows is not None or (self.method.drops and self.method.every > 0)
+
+    def begin(self, slot: int, tokens: int) -> None:
+        """A forward of `tokens` has reached a layer. The first one finds the phase (`auto`) and whether eviction is due."""
+        if slot:
+            return
+        method = self.method
+        if self.auto:  # nobody says where a prompt ends: its first forward of several tokens is taken for all of it
+            first = len(self.ledger.steps) == 1
+            self.reading = tokens > 1 and method.drops and (first or method.when == "chunk")
+            self.evict = self.reading and method.when != "decode"
+        if not self.reading and method.drops and method.every:
+            self.since += tokens
+            self.evict = self.since >= method.every
+        elif not self.reading:
+            self.evict = False
+        if self.evict:
+            self.since = 0
+
+    def fork(self) -> Run:
+        return replace(self, ledger=self.ledger.fork(), waiting=[])

@@ -1,0 +1,36 @@
+"""Spans that no method may drop: compression that loses a single instruction, or the system prompt, answers another question.
+
+Not a method but a part of a recipe: `snapkv(keep=0.3) + protect(instruction=True)`. Protected rows count against the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvledger.recipe import Row, register
+
+
+@register(Row("protect", "compression", "token", "-", "-", "spans that stay whatever the method says"))
+@dataclass(frozen=True, kw_only=True)
+class Protect:
+    """sinks: the first tokens. recent: the last ones. system: what the chat template puts before the context. instruction:
+    segments of the context with the role "instruction". question: what was asked."""
+
+    sinks: int = 0
+    recent: int = 0
+    system: bool = False
+    instruction: bool = False
+    question: bool = False
+
+    row: ClassVar[Row]
+    role: ClassVar[str] = "protection"
+
+    def __post_init__(self) -> None:
+        for name in ("sinks", "recent"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative")
+        if not (self.sinks or self.recent or self.system or self.instruction or self.question):
+            raise ValueError(
+                "protect() names nothing to protect: give sinks=, recent=, system=, instruction= or question="
+            )
