@@ -1,8 +1,9 @@
-"""The command line: demo · run · report · methods · tasks. Bodies import late, so that `--help` does not pay for torch."""
+"""The command line: demo · run · train · probe · report · methods · tasks. Bodies import late: `--help` loads no torch."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 import time
@@ -66,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(run)
     run.set_defaults(body=_run, parser=run)
 
+    train = commands.add_parser(
+        "train", help="learn which heads may forget; the same command resumes", allow_abbrev=False
+    )
+    _train_options(train)
+    train.set_defaults(body=_train, parser=train)
+
+    _probe_parser(commands)
+
     report = commands.add_parser("report", help="table and page from the records of a run", allow_abbrev=False)
     report.add_argument("dir", metavar="DIR")
     report.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
@@ -75,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         listing = commands.add_parser(name, help=f"list {text}", allow_abbrev=False)
         listing.add_argument("--json", action="store_true", help="print one JSON document")
         listing.set_defaults(body=body, parser=listing)
+        if name == "methods":
+            listing.add_argument("--markdown", action="store_true", help="print docs/methods.md")
     return parser
 
 
@@ -96,6 +107,30 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--history", default="gold", help="what later turns see as earlier answers: gold, model")
     run.add_argument("--form", default="auto", help="small or full SCBench shapes; auto: small for small vocabularies")
     run.add_argument("--out", required=True, metavar="DIR", help="records go to DIR/records")
+
+
+def _train_options(train: argparse.ArgumentParser) -> None:
+    from kvledger.train.command import add_options  # loads no torch
+
+    add_options(train)
+
+
+def _probe_parser(commands: Any) -> None:
+    from kvledger.run.probe import add_parser  # loads no torch
+
+    add_parser(commands)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from kvledger.train.command import run
+
+    done = run(arguments)
+    if done is not None:
+        from kvledger.report import training
+
+        gates, log = done
+        training.write(log, gates, gates.with_suffix(".html"))
+        print(f"gates: {gates}\npage: {gates.with_suffix('.html')}")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -180,7 +215,31 @@ def _methods(arguments: argparse.Namespace) -> None:
 
     from kvledger.recipe import registry
 
-    _listing([asdict(cls.row) for cls in registry().values()], arguments.json)  # type: ignore[attr-defined]
+    parts = [cls for _, cls in sorted(registry().items())]
+    if arguments.markdown:
+        from kvledger.report import catalogue
+
+        own = [cls for cls in parts if cls.__module__.startswith("kvledger.")]
+        print(catalogue.page([_entry(cls) for cls in own]), end="")
+        return
+    _listing([asdict(cls.row) for cls in parts], arguments.json)  # type: ignore[attr-defined]
+
+
+def _entry(cls: Any) -> Any:
+    """What the catalogue says of a method: options of its own, or with a default of its own."""
+    from dataclasses import asdict, fields
+
+    from kvledger.methods.base import Method
+    from kvledger.report.catalogue import Entry
+
+    frame = {f.name: f.default for f in fields(Method)}
+    own = [f for f in fields(cls) if f.name not in frame or f.default != frame[f.name]]
+    options = ", ".join(f"{f.name}={f.default!r}" for f in own)
+    explained = cls.__doc__ if cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}(") else ""
+    about = sys.modules[cls.__module__].__doc__ or ""
+    return Entry(
+        **asdict(cls.row), options=options, about=inspect.cleandoc(about), explained=inspect.cleandoc(explained)
+    )
 
 
 def _tasks(arguments: argparse.Namespace) -> None:

@@ -15,13 +15,15 @@ from kvledger.recipe import Row, register
 @dataclass(frozen=True, kw_only=True)
 class Protect:
     """sinks: the first tokens. recent: the last ones. system: what the chat template puts before the context. instruction:
-    segments of the context with the role "instruction". question: what was asked."""
+    segments of the context with the role "instruction". question: what was asked. evidence: what the answers need, known from
+    the task itself; no method can know it, so this is an oracle, the ceiling of a comparison."""
 
     sinks: int = 0
     recent: int = 0
     system: bool = False
     instruction: bool = False
     question: bool = False
+    evidence: bool = False
 
     row: ClassVar[Row]
     role: ClassVar[str] = "protection"
@@ -30,7 +32,7 @@ class Protect:
         for name in ("sinks", "recent"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative")
-        if not (self.sinks or self.recent or self.system or self.instruction or self.question):
+        if not any((self.sinks, self.recent, self.system, self.instruction, self.question, self.evidence)):
             raise ValueError(
                 "protect() names nothing to protect: give sinks=, recent=, system=, instruction= or question="
             )

@@ -17,6 +17,7 @@ from kvledger.records import Cell, Record
 from kvledger.tasks import get
 from kvledger.tasks.base import Sample, Turn
 
+BESIDE = 4  # characters: the tokens next to the evidence belong to it, for heads that copy look at what follows a match
 SAMPLES_HELD = 64  # contexts are megabytes at most, and all recipes ask for one before the next comes
 
 
@@ -78,12 +79,17 @@ def play(cell: Cell, host: Host, index: int, done: set[int]) -> Iterator[Record]
 
 
 def _spans(recipe: Recipe, sample: Sample) -> list[tuple[int, int]]:
-    """Character spans of the sample's text that the recipe protects by their role."""
-    spans, at = [], 0
+    """Character spans of the sample's text that the recipe protects: by their role, or as evidence."""
+    spans: list[tuple[int, int]] = []
+    if recipe.protection is None:
+        return spans
+    at = 0
     for segment in sample.segments:
-        if recipe.protection is not None and recipe.protection.instruction and segment.role == "instruction":
+        if recipe.protection.instruction and segment.role == "instruction":
             spans.append((at, at + len(segment.text)))
         at += len(segment.text)
+    if recipe.protection.evidence:
+        spans += [(max(0, a - BESIDE), b + BESIDE) for turn in sample.turns for a, b in turn.evidence]
     return spans
 
 
