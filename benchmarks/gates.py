@@ -4,6 +4,7 @@ PruLong's gates (trained on natural text or on the tasks' own kind) and DuoAtten
 gates in five draws; `streaming` and chunked SnapKV with the kept fraction that costs the same footprint; and SnapKV inside the
 full heads of PruLong's gates. Multi-turn with gold history, the questions hidden. Resumes; writes Markdown tables.
 
+    python benchmarks/gates.py --out results/gates --lines "random gates" --samples 3 2
     python benchmarks/gates.py --out results/gates --table docs/results/gates.md
 """
 
@@ -138,9 +139,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path)
-    parser.add_argument("--samples", nargs=2, type=int, default=[8, 4], help="contexts a task, at each length")
+    parser.add_argument("--samples", nargs=2, type=int, default=[6, 3], help="contexts a task, at each length")
     parser.add_argument(
         "--contexts", nargs="+", type=int, default=list(CONTEXTS), help="lengths to play in this process"
+    )
+    parser.add_argument(
+        "--lines", nargs="+", default=[], help="lines of the table to play in this process (default: all)"
     )
     parser.add_argument("--tasks", nargs="+", default=["scbench"])
     arguments = parser.parse_args()
@@ -150,7 +154,8 @@ def main() -> None:
 
     for context, samples in zip(CONTEXTS, arguments.samples):
         if context in arguments.contexts:
-            names = tuple(recipes(context))
+            wanted = ["full", *arguments.lines]
+            names = tuple(r for r, (line, _) in recipes(context).items() if line in wanted or not arguments.lines)
             grid = Grid(
                 "zoo", names, tuple(arguments.tasks), context=(context,), chunk=CHUNK, samples=samples, seed=SEED
             )

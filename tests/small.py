@@ -8,9 +8,19 @@ from typing import Any
 from kvledger.recipe import registry
 
 SMALL: dict[str, dict[str, Any]] = {
+    "compactor": {"chunk": 8, "sinks": 2, "recent": 2},
+    "expected_attention": {"sinks": 2},
+    "dms": {"delay": 4},
+    "kvzap": {"path": "random:0", "delay": 4},
+    "locret": {"path": "random:0", "stabilizers": 4},
+    "kvzip": {"chunk": 20, "sinks": 2},
+    "lagkv": {"lag": 4, "sinks": 2},
     "streaming": {"sinks": 2},
     "fastgen": {"sinks": 2},
-    "simlayerkv": {"sinks": 2, "recent": 4},
+    "headkv": {"importance": "random:0"},
+    "rkv": {"rows": 0, "every": 0, "when": "prompt"},
+    "simlayerkv": {"sinks": 2, "local": 4},
+    "triattention": {"rows": 0, "every": 0, "when": "prompt", "recent": 4},
 }
 
 

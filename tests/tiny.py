@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from transformers.masking_utils import AttentionMaskInterface
 
 from kvledger.hf.attention import NAME, use
-from kvledger.hf.cache import arenas
+from kvledger.hf.cache import arenas, run_of
 
 VOCAB = 97
 SMALL = dict(
@@ -119,7 +119,7 @@ def alive(cache: Any) -> list[list[set[int]]]:
 
 
 class Witness:
-    """Writes down each forward of a model: its ids, what was stored before it, and the logits of its last row."""
+    """Writes down each forward of a model, but for probes: its ids, what was stored before it, and its last row's logits."""
 
     def __init__(self, made: Any):
         self.model = made
@@ -140,6 +140,8 @@ class Witness:
         self._alive = alive(kwargs["past_key_values"])
 
     def _after(self, module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        if run_of(kwargs["past_key_values"]).watching is not None:
+            return
         self.steps.append((kwargs["input_ids"][0].tolist(), self._alive, out.logits[0, -1].clone()))
 
     def dense(self) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from kvledger.methods.base import View
+from kvledger.methods.base import Fresh, Method, View
 from kvledger.methods.rope import Rope
 
 H, G, N, D, E, W = 2, 3, 40, 8, 10, 6
@@ -46,3 +47,15 @@ def view(
         rope=Rope(10.0 ** -torch.arange(0, 2, 2 / (D // 2))),
     )
     return View(**{**made, **changes})
+
+
+def taught(method: Method, seen: View) -> View:
+    """`seen` with what `method` has learned from random queries, if it learns."""
+    if not method.learns:
+        return seen
+    queries = torch.randn(H, G, seen.seen, D, generator=torch.Generator().manual_seed(11))
+    nothing = torch.zeros(H, seen.seen, D)
+    fresh = Fresh(
+        seen.layer, seen.layers, queries, nothing, nothing, torch.arange(seen.seen), seen.scale, rope=seen.rope
+    )
+    return replace(seen, state=method.learn(fresh, None))

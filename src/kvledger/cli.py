@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(body=_run, parser=run)
 
     train = commands.add_parser(
-        "train", help="learn which heads may forget; the same command resumes", allow_abbrev=False
+        "train",
+        help="learn which heads may forget, or what rows are worth; the same command resumes",
+        allow_abbrev=False,
     )
     _train_options(train)
     train.set_defaults(body=_train, parser=train)
@@ -129,6 +131,9 @@ def _train(arguments: argparse.Namespace) -> None:
         from kvledger.report import training
 
         gates, log = done
+        if gates.suffix == ".safetensors":
+            print(f"scorer: {gates}\nlog: {log}")
+            return
         training.write(log, gates, gates.with_suffix(".html"))
         print(f"gates: {gates}\npage: {gates.with_suffix('.html')}")
 

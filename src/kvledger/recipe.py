@@ -82,6 +82,10 @@ class Recipe:
             raise ValueError(
                 f"{name_of(self.profile)} knows KV heads, so heads='query' of {name_of(self.method)} has no place"
             )
+        if self.profile is not None and getattr(self.method, "every_head", False):
+            raise ValueError(
+                f"{name_of(self.method)} shares rows among all heads, so {name_of(self.profile)} has no place beside it"
+            )
         if self.protection is not None and not self.method.drops:
             raise ValueError("there is nothing to protect from: add a compression method to the recipe")
 

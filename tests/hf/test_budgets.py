@@ -34,6 +34,11 @@ METHODS = [
     "adakv(window=4)",
     "knorm(allocator='heads')",
     "keydiff(allocator='layers')",
+    "h2o",
+    "observed_attention",
+    "criticalkv(window=4, allocator='heads')",
+    "headkv(window=4, importance='random:0')",
+    "simlayerkv(window=4, sinks=2, local=4)",
 ]
 
 

@@ -26,7 +26,7 @@ def model(groups: int, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def method(name: str, **options: Any) -> Method:
-    return registry()[name](**small(name), **options)
+    return registry()[name](**{**small(name), **options})
 
 
 def opened(made: Any, chosen: Method, chunk: int) -> Session:
@@ -69,7 +69,8 @@ def check_books(session: Session, copies: int) -> None:
     assert ledger.dropped == seen_rows - sum(layer.arena.rows for layer in layers)
     row = layers[0].arena.k.shape[1] * 8 * 2
     assert ledger.full_bytes * copies == seen_rows * row
-    assert 0 < ledger.footprint < copies
+    probed = session.recipe.method.tally == "probe"  # that the context was read again is on the books
+    assert copies < ledger.footprint if probed else 0 < ledger.footprint < copies
 
 
 @pytest.mark.parametrize("name", NAMES)

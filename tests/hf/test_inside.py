@@ -44,6 +44,8 @@ def test_the_output_projection_by_heads() -> None:
     layer = tiny.model("llama").model.layers[0].self_attn
     by_head = output_projection(layer, 8, 16)
     x = torch.randn(3, 8, 16)
-    torch.testing.assert_close(torch.einsum("thd,hde->te", x, by_head), layer.o_proj(x.flatten(1)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.einsum("thd,hde->te", x, by_head), layer.o_proj(x.flatten(1)), rtol=1e-4, atol=1e-4
+    )
     with pytest.raises(ValueError, match="has no output projection"):
         output_projection(layer, 4, 16)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from kvledger.methods.gatefile import Gates
-from kvledger.records import read
 from kvledger.recipe import parse
+from kvledger.records import read
 from kvledger.run import cell as cells
 from kvledger.run.sweep import Grid, sweep
 from kvledger.tasks.base import Sample, Segment, Turn

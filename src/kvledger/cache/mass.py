@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvledger.cache import softmax
 from kvledger.cache.arena import Arena
+
+WEIGHTS_AT_ONCE = 1 << 19  # 2 MB: a block passes through a core's cache several times
 
 
 def column_mass(q: Tensor, keys: Tensor, lse: Tensor, scale: float, softcap: float | None = None) -> Tensor:
@@ -14,15 +15,17 @@ def column_mass(q: Tensor, keys: Tensor, lse: Tensor, scale: float, softcap: flo
     The sum over queries of exp(logit - lse), causal, mean over the group: [N] float32. Memory O(N) and one block."""
     G, T, _ = q.shape
     N, total = len(keys), torch.zeros(len(keys), dtype=torch.float32, device=q.device)
-    block = max(1, softmax.LOGITS_AT_ONCE // (G * max(1, N)))
+    block = max(16, WEIGHTS_AT_ONCE // (G * max(1, N)))
     for t in range(0, T, block):
         part = q[:, t : t + block]
-        seen = N - T + t + part.shape[1]  # rows that the last query of the block may see
-        logits = (part @ keys[:seen].T).float() * scale
+        size = part.shape[1]
+        seen = N - T + t + size  # rows that the last query of the block may see
+        logits = (part @ keys[:seen].T).float().mul_(scale)
         if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        weights = (logits - lse[:, t : t + block, None].float()).exp()
-        total[:seen] += weights.tril_(N - T + t).sum((0, 1)) / G
+            logits = logits.div_(softcap).tanh_().mul_(softcap)
+        weights = logits.sub_(lse[:, t : t + size, None].float()).exp_()
+        weights[..., seen - size :].tril_()
+        total[:seen] += weights.sum((0, 1)) / G
     return total
 
 

@@ -12,7 +12,7 @@ from kvledger.hf.attention import use
 from kvledger.hf.inside import rope_of, show_hidden
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.run import Run
-from kvledger.methods.base import Method
+from kvledger.methods.base import Method, Shape
 from kvledger.recipe import Recipe, parse
 
 
@@ -42,9 +42,11 @@ def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
             f"{model.config.model_type!r} has no full-attention layer whose cache could be compressed ({kinds})"
         )
     method, config = recipe.method, model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    method.fit(Shape(len(slots), config.num_attention_heads, heads, config.hidden_size, dim))
     windows, profile, protection = None, recipe.profile, recipe.protection
     if profile is not None and profile.drops:
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         windows = profile.windows(len(slots), heads)
     run = Run(method, len(slots), model.config, windows, rope=rope_of(model) if "rope" in method.needs else None)
     run.dense_chunks = profile is not None and profile.inside == "dense"

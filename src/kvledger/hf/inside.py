@@ -9,7 +9,19 @@ from torch import Tensor, nn
 from kvledger.methods.rope import Rope
 
 HALF_SPLIT = (
-    *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma", "gemma2", "gemma3_text"),
+    *(
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "phi3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+    ),
     *("olmo2", "olmo3", "granite", "smollm3", "gpt_oss", "stablelm", "starcoder2"),
 )
 FIXED = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on how long a prompt is
@@ -17,7 +29,7 @@ OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 
 
 def rope_of(model: Any) -> Rope:
-    """The rotation of the model's full-attention layers. ValueError where it is not the half-split kind of fixed frequencies."""
+    """The rotation of the model's full-attention layers. ValueError if it is not the half-split kind of fixed frequencies."""
     config = model.config.get_text_config(decoder=True)
     for name, module in model.named_modules():
         if config.model_type not in HALF_SPLIT or name.split(".")[-1] != "rotary_emb":

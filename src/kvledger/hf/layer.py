@@ -20,7 +20,7 @@ from kvledger.hf.attention import NAME, TAG
 from kvledger.hf.eviction import evict
 from kvledger.hf.inside import output_projection
 from kvledger.hf.run import Run
-from kvledger.methods.base import Fresh, Probe
+from kvledger.methods.base import Fresh, Glance, Probe
 
 GATHER = 16  # rows that may gather behind a window while decoding, so that they are moved rarely
 
@@ -41,7 +41,7 @@ class ArenaLayer(CacheLayerMixin):
         self.states: list[Any] = []  # per sequence, what the method has learned
         self.hidden: Tensor | None = None  # this layer's input, where the method asks for it
         self.output: Tensor | None = None  # [H, G, Dv, E], likewise
-        self.scale = 1.0
+        self.scale, self.copies = 1.0, 1  # how often a row is stored: once, or for each query head
         self.pending = False
 
     # ---- what transformers calls ---------------------------------------------------------------------------------
@@ -111,7 +111,8 @@ class ArenaLayer(CacheLayerMixin):
             groups = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         added = arena.append(k, v, valid)
-        run.ledger.forward(self.slot, added, arena.length, arena.row_nbytes, run.probe)
+        probe = max(added) if run.watching is not None else run.probe
+        run.ledger.forward(self.slot, added, arena.length, arena.row_nbytes, probe)
         windows = None if run.dense_chunks and max(added) > 1 else self.windows
         out, lse = attend(q, k, v, arena, scale, valid, sinks, softcap, windows)
         run.begin(self.slot, max(added))
@@ -128,7 +129,7 @@ class ArenaLayer(CacheLayerMixin):
         stored = q.shape[1] if run.method.heads == "query" else H
         row_bytes = k.element_size() * k.shape[-1] + v.element_size() * v.shape[-1]
         run.ledger.open_layer(self.slot, B, B * stored, H, row_bytes)
-        self.arena = Arena(B, stored, self._hold)
+        self.arena, self.copies = Arena(B, stored, self._hold), stored // H
         if run.windows is not None:
             self.windows = run.windows[self.slot]
         self.full_heads = [h for h in range(stored) if self.windows is None or self.windows[h] is None]
@@ -141,7 +142,8 @@ class ArenaLayer(CacheLayerMixin):
         self._hold(self.arena.nbytes)
 
     def _hold(self, arena_bytes: int) -> None:
-        self.run.ledger.hold(self.slot, arena_bytes + sum(q.nbytes for q in self.last_queries))
+        learned = [x for state in self.states for x in state or ()]
+        self.run.ledger.hold(self.slot, arena_bytes + sum(x.nbytes for x in self.last_queries + learned))
 
     def _note(self, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, valid: Tensor | None, softcap: float | None) -> None:
         """What the method wants to know of these tokens: the last queries, and a number for each row."""
@@ -162,7 +164,8 @@ class ArenaLayer(CacheLayerMixin):
         run, method, arena = self.run, self.run.method, self.arena
         assert arena is not None
         real = slice(None) if valid is None else valid[b]
-        queries = q[b][:, real].unflatten(0, (arena.heads, -1))
+        queries, copies = q[b][:, real].unflatten(0, (arena.heads, -1)), self.copies
+        whole = q[b][:, real], k[b, ::copies][:, real], v[b, ::copies][:, real]
         fresh = Fresh(
             layer=self.slot,
             layers=run.layers,
@@ -173,6 +176,9 @@ class ArenaLayer(CacheLayerMixin):
             scale=self.scale,
             hidden=None if self.hidden is None else self.hidden[b][real],
             rope=run.rope,
+            whole=whole if "whole" in method.needs else None,
+            heads=tuple(h // copies for h in self.full_heads),
+            kv_heads=arena.heads // copies,
         )
         if method.tally == "rate" and queries.shape[2]:
             assert arena.tally is not None
@@ -196,12 +202,15 @@ class ArenaLayer(CacheLayerMixin):
         assert arena.batch == 1, "probes are read one sequence at a time"
         arena.open_tally()
         assert arena.tally is not None
-        queries = q[0].unflatten(0, (arena.heads, -1))
+        queries, hidden = q[0].unflatten(0, (arena.heads, -1)), None if self.hidden is None else self.hidden[0]
         for h in self.full_heads:  # one head at a time: lengths differ, and so little is held
             rows, positions = arena.segment(h), arena.positions(h)
-            given = self.run.method.watch(queries[h : h + 1], arena.k[rows][None], positions, probe, self.scale)[0]
+            output = None if self.output is None else self.output[h : h + 1]
+            k, v = arena.k[rows][None], arena.v[rows][None]
+            glance = Glance(probe, queries[h : h + 1], k, v, positions, self.scale, hidden, output)
             chosen = ((positions >= probe.start) & (positions < probe.stop)).nonzero().squeeze(-1) + rows.start
-            arena.tally[chosen] = torch.maximum(arena.tally[chosen], given)
+            arena.tally[chosen] = torch.maximum(arena.tally[chosen], self.run.method.watch(glance)[0])
+        self.hidden = None
 
     # ---- eviction ------------------------------------------------------------------------------------------------
 
@@ -250,7 +259,7 @@ class ArenaLayer(CacheLayerMixin):
     def fork(self, run: Run) -> ArenaLayer:
         """The same rows under another run; buffers are shared until one side writes."""
         twin = ArenaLayer(self.slot, run)
-        for name in ("is_initialized", "columns", "windows", "full_heads", "output", "scale"):
+        for name in ("is_initialized", "columns", "windows", "full_heads", "output", "scale", "copies"):
             setattr(twin, name, getattr(self, name))
         twin.last_queries, twin.states = list(self.last_queries), list(self.states)
         twin.arena = None if self.arena is None else self.arena.fork(twin._hold)

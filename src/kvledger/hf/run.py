@@ -62,6 +62,10 @@ class Run:
         if slot:
             return
         method = self.method
+        if self.auto and method.drops and method.tally == "probe":
+            raise ValueError(
+                f"{type(method).row.name} reads the context a second time, which only a session does: use kvledger.open"
+            )
         if self.auto:  # nobody says where a prompt ends: its first forward of several tokens is taken for all of it
             first = len(self.ledger.steps) == 1
             self.reading = tokens > 1 and method.drops and (first or method.when == "chunk")

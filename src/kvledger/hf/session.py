@@ -184,6 +184,9 @@ class Session:
             raise ValueError(
                 "patched reading needs every layer to be a full-attention layer: others cannot forget the patch"
             )
+        if method.drops and method.tally == "probe":
+            probes = method.probes(ids, 0, self.chat.ids, self.chat.opening("", "")[1])
+            self.check_length(len(ids) + max(len(probe.ids) for probe in probes))
         self.run.reading = method.drops
         starts = range(0, len(ids), size)
         for start in starts:
@@ -204,11 +207,13 @@ class Session:
     def _probe(self, ids: list[int]) -> None:
         """Read what the method wants to ask of the last tokens `ids`, forget it, and let the method choose."""
         run, logits = self.run, self._logits
-        start = self.tokens - len(ids)
-        for probe in self.recipe.method.probes(ids, start, self.chat.ids):
+        start, lead = self.tokens - len(ids), self.chat.opening("", "")[1]
+        for probe in self.recipe.method.probes(ids, start, self.chat.ids, lead):
+            others = [None if isinstance(x, ArenaLayer) else copy.deepcopy(x) for x in self.cache.layers]
             run.watching = probe
             self._forward(list(probe.ids), "read")
             self.tokens -= len(probe.ids)
+            self.cache.layers = [new if old is None else old for old, new in zip(others, self.cache.layers)]
         run.watching, run.evict, self._logits = None, True, logits
         with torch.inference_mode():
             for layer in caches.arenas(self.cache):

@@ -62,7 +62,9 @@ class View:
 @dataclass(frozen=True)
 class Fresh:
     """The T new tokens of one sequence in one layer, just stored: `queries` [H, G, T, Dk] and `keys` [H, T, Dk] (after
-    RoPE), `values` [H, T, Dv], `positions` [T], and on request the layer's input `hidden` [T, E] and `rope`."""
+    RoPE), `values` [H, T, Dv], `positions` [T], and on request the layer's input `hidden` [T, E], `rope`, and `whole`:
+    queries, keys and values of all heads of the model, [Hq, T, Dk], [Hkv, T, Dk] and [Hkv, T, Dv]. `heads` [H] says which
+    of the model's `kv_heads` each H is."""
 
     layer: int
     layers: int
@@ -73,6 +75,20 @@ class Fresh:
     scale: float
     hidden: Tensor | None = None
     rope: Rope | None = None
+    whole: tuple[Tensor, Tensor, Tensor] | None = None
+    heads: tuple[int, ...] = ()
+    kv_heads: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model: compressible layers, query heads, KV heads, width of the layers' input, dimensions of a head."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    width: int
+    dim: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,22 @@ class Probe:
     ids: tuple[int, ...]
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A probe's T tokens in one layer, and the N rows stored there, the probe's own T the last: `queries` [H, G, T, Dk] and
+    `keys` [H, N, Dk] (after RoPE), `values` [H, N, Dv], `positions` [N], and on request `hidden` [T, E], the layer's input at
+    the probe's tokens, and `output` [H, G, Dv, E]."""
+
+    probe: Probe
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    scale: float
+    hidden: Tensor | None = None
+    output: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +148,10 @@ class Method:
     beta: ClassVar[int] = 20  # allocator "pyramid": the last layer's free rows are the mean's over beta
     tally: ClassVar[str] = ""  # a number kept with each row: "mass" of attention so far, "rate" when stored, "probe"
     learns: ClassVar[bool] = False  # `learn` is called with every forward's tokens
-    needs: ClassVar[tuple[str, ...]] = ()  # of "hidden", "output", "rope"
+    needs: ClassVar[tuple[str, ...]] = ()  # of "hidden", "output", "rope", "whole"
+    every_head: ClassVar[bool] = (
+        False  # works on all heads of the model together, so that no head profile stands beside it
+    )
     exact: ClassVar[bool] = True  # spends exactly its budget; False where a threshold decides
 
     def __post_init__(self) -> None:
@@ -149,16 +184,19 @@ class Method:
         raise NotImplementedError
 
     def learn(self, fresh: Fresh, state: Any) -> Any:
-        """learns: what is known after these tokens (`state` is None at first and is never changed in place)."""
+        """learns: what is known after these tokens, a tuple of tensors (`state` is None at first; never changed in place)."""
         raise NotImplementedError
 
-    def probes(self, ids: Sequence[int], start: int, encode: Callable[[str], list[int]]) -> Iterator[Probe]:
-        """tally="probe": what to read once the tokens `ids`, the first of them number `start`, have been read."""
+    def probes(
+        self, ids: Sequence[int], start: int, encode: Callable[[str], list[int]], lead: Sequence[int]
+    ) -> Iterator[Probe]:
+        """tally="probe": what to read once the tokens `ids`, the first of them number `start`, have been read. `encode` makes
+        ids of a text; `lead` are the ids between a question and its answer."""
         raise NotImplementedError
 
-    def watch(self, queries: Tensor, keys: Tensor, positions: Tensor, probe: Probe, scale: float) -> Tensor:
-        """tally="probe": what `queries` [H, G, T, Dk] of a probe say of its rows, [H, stop - start]. `keys` [H, N, Dk] are all
-        stored rows, those of the T probe tokens last; `positions` [N]. The frame keeps each row's maximum."""
+    def watch(self, glance: Glance) -> Tensor:
+        """tally="probe": what a probe's tokens say of the stored rows of its span, [H, rows]. The frame keeps each row's
+        maximum over probes."""
         raise NotImplementedError
 
     # ---- what the frame asks -------------------------------------------------------------------------------------
@@ -172,6 +210,9 @@ class Method:
     def fingerprint(self) -> str:
         """Short hash of the files that the method reads, if any, so that records of other files are not mixed in."""
         return ""
+
+    def fit(self, shape: Shape) -> None:
+        """ValueError if the method cannot serve a model of this shape."""
 
     @property
     def deferred(self) -> bool:

@@ -1,8 +1,8 @@
 """CriticalKV (Feng et al., 2025, arXiv 2502.03805; code MIT): what a row does to the layer's output, not only who looks at it.
 
 Two stages (§4, algorithm 1): `first_stage_ratio` of a head's rows go to the most attended; the rest to the largest attention
-times ‖W_o v‖₁, the L1 norm of the value after the output projection. Scores are SnapKV's; with allocator="heads" the heads first
-share the budget by those scores alone, as AdaKV does, and each head then runs the two stages (Critical-AdaKV).
+times ‖W_o v‖₁, the L1 norm of the value after the output projection. Scores are SnapKV's; with allocator="heads" the heads
+first share the budget by those scores alone, as AdaKV does, and each head then runs the two stages (Critical-AdaKV).
 
 Deviations: attention and norm are each the mean over the queries of a KV head, as in NVIDIA's kvpress (Apache-2.0); rows that
 stay in any case (the window's) are outside both stages. With allocator="layers" each head's first stage takes its even share.
@@ -25,12 +25,19 @@ NUMBERS_AT_ONCE = 1 << 25  # of projected values: rows go through the projection
 
 
 @register(
-    Row("criticalkv", "compression", "head", "last queries, W_o", "arXiv 2502.03805", "attention times the projected value's norm")
+    Row(
+        "criticalkv",
+        "compression",
+        "head",
+        "last queries, W_o",
+        "arXiv 2502.03805",
+        "attention times the value's projected norm",
+    )
 )
 @dataclass(frozen=True, kw_only=True)
 class CriticalKV(SnapKV):
-    """epsilon: added to the attention before it weighs a value. first_stage_ratio: fraction chosen by attention alone. floor: with
-    allocator="heads", the fraction of its even share that no head can lose."""
+    """epsilon: added to the attention before it weighs a value. first_stage_ratio: fraction chosen by attention alone.
+    floor: with allocator="heads", the fraction of its even share that no head can lose."""
 
     epsilon: float = 1e-4
     first_stage_ratio: float = 0.5
@@ -59,7 +66,7 @@ class CriticalKV(SnapKV):
         return shares(self._staged(votes, counts, view), counts) & view.stored
 
     def _staged(self, votes: Tensor, counts: Tensor, view: View) -> Tensor:
-        """`votes` with the first stage's choice of a head's `counts` [H] rows at +inf, and the others weighed by their values."""
+        """`votes` with the first stage's choice of a head's `counts` [H] rows at +inf, the others weighed by their values."""
         fixed = (votes == torch.inf).sum(-1)
         free = (counts.to(fixed.device) - fixed).clamp(min=0)
         first = shares(votes, fixed + (self.first_stage_ratio * free).int())

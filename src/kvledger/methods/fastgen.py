@@ -23,7 +23,14 @@ from kvledger.recipe import Row, register
 
 
 @register(
-    Row("fastgen", "compression", "head", "all queries", "arXiv 2310.01801", "per head the cheapest policy that recovers attention")
+    Row(
+        "fastgen",
+        "compression",
+        "head",
+        "all queries",
+        "arXiv 2310.01801",
+        "per head the cheapest policy that recovers attention",
+    )
 )
 @dataclass(frozen=True, kw_only=True)
 class FastGen(Method):
@@ -46,7 +53,9 @@ class FastGen(Method):
         if not 0 < self.recover <= 1:
             raise ValueError(f"recover={self.recover} is outside (0, 1]: it is a share of attention")
         if min(self.frequent, self.local) < 0 or self.frequent + self.local > 1:
-            raise ValueError(f"frequent={self.frequent} and local={self.local} are fractions of one budget: at most 1 together")
+            raise ValueError(
+                f"frequent={self.frequent} and local={self.local} are fractions of one budget: at most 1 together"
+            )
         if self.window < 1:
             raise ValueError(f"window={self.window}: at least one query must make the profile")
 

@@ -19,7 +19,9 @@ from kvledger.methods.base import Method, View
 from kvledger.recipe import Row, register
 
 
-@register(Row("h2o", "compression", "head", "all queries", "arXiv 2306.14048", "rows with most attention so far, and recent"))
+@register(
+    Row("h2o", "compression", "head", "all queries", "arXiv 2306.14048", "rows with most attention so far, and recent")
+)
 @dataclass(frozen=True, kw_only=True)
 class H2O(Method):
     """recent_share: the fraction of the budget that the last rows get; heavy hitters get the rest."""

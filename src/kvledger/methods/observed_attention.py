@@ -17,7 +17,14 @@ from kvledger.recipe import Row, register
 
 
 @register(
-    Row("observed_attention", "compression", "head", "all queries", "arXiv 2306.14048", "mean attention a row has received")
+    Row(
+        "observed_attention",
+        "compression",
+        "head",
+        "all queries",
+        "arXiv 2306.14048",
+        "mean attention a row has received",
+    )
 )
 @dataclass(frozen=True, kw_only=True)
 class ObservedAttention(Method):

@@ -26,10 +26,17 @@ class Rope:
         """Undo `turn`: what a key or query was before its rotation."""
         return self._rotate(x, positions, 1.0 / self.scaling, -1.0)
 
+    def mean(self, x: Tensor, positions: Tensor) -> Tensor:
+        """The mean of `x` [..., D] rotated to each of `positions` [P]: linear in `x`, and no longer a rotation."""
+        angles = positions[:, None].to(x.dtype) * self.frequencies.to(x)
+        return self._combine(x, angles.cos().mean(0) * self.scaling, angles.sin().mean(0) * self.scaling)
+
     def _rotate(self, x: Tensor, positions: Tensor, factor: float, sign: float) -> Tensor:
         x = x if x.dtype == torch.float64 else x.float()
-        half = len(self.frequencies)
         angles = positions[..., None].to(x.dtype) * self.frequencies.to(x)
-        cos, sin = angles.cos() * factor, angles.sin() * (sign * factor)
+        return self._combine(x, angles.cos() * factor, angles.sin() * (sign * factor))
+
+    def _combine(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        half = len(self.frequencies)
         first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

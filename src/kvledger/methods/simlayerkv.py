@@ -23,15 +23,22 @@ GRAIN = 1000  # steps of laziness between 0 and 1; inside one step younger rows 
 
 
 @register(
-    Row("simlayerkv", "compression", "across layers", "last queries", "arXiv 2410.13846", "lazy layers keep sinks and recent rows")
+    Row(
+        "simlayerkv",
+        "compression",
+        "across layers",
+        "last queries",
+        "arXiv 2410.13846",
+        "lazy layers keep sinks and recent rows",
+    )
 )
 @dataclass(frozen=True, kw_only=True)
 class SimLayerKV(Method):
-    """sinks, recent: the rows of a lazy layer. window: how many last queries judge (and stay). threshold: if not 0, layers with
-    more laziness than this are lazy and all others keep everything, whatever `keep` says (the paper: 0.9; keep=1 drops nothing)."""
+    """sinks, local: the first and last rows of a lazy layer. window: how many last queries judge (and stay). threshold: if not
+    0, layers lazier than this are cut down and all others keep everything, whatever `keep` below 1 says (the paper: 0.9)."""
 
     sinks: int = 4  # type: ignore[misc]
-    recent: int = 1024  # type: ignore[misc]
+    local: int = 1024
     window: int = 32  # type: ignore[misc]
     allocator: str = "layers"
     threshold: float = 0.0
@@ -42,6 +49,8 @@ class SimLayerKV(Method):
         super().__post_init__()
         if self.window < 1:
             raise ValueError(f"window={self.window}: at least one query must judge")
+        if self.local < 0:
+            raise ValueError(f"local={self.local} is negative")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} is outside [0, 1]: it is a share of attention")
 
@@ -55,7 +64,7 @@ class SimLayerKV(Method):
 
     def near(self, view: View) -> Tensor:
         """The rows [H, N] that a lazy layer keeps: sinks, recent ones, the voting queries' own."""
-        most = self.recent if self.threshold else min(self.recent, view.budget // 4)
+        most = self.local if self.threshold else min(self.local, view.budget // 4)
         young = view.positions >= view.seen - max(most, view.queries.shape[2])
         return ((view.positions < self.sinks) | young) & view.stored
 
@@ -69,10 +78,10 @@ class SimLayerKV(Method):
         return (youth - round(self.laziness(view) * GRAIN)) / GRAIN
 
     def guarded(self, view: View) -> Tensor:
-        return super().guarded(replace(view, recent=self.near(view)))
+        return super().guarded(replace(view, recent=view.recent | self.near(view)))
 
     def select(self, view: View) -> Tensor:
         if not self.threshold:
             return super().select(view)
         lazy = self.laziness(view) > self.threshold
-        return self.near(view) | (view.pinned & view.stored) if lazy else view.stored.clone()
+        return (self.near(view) | view.recent | view.pinned) & view.stored if lazy else view.stored.clone()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 HEAD = """# Methods
 
-Written by `kvledger methods --markdown` from the registry; do not edit. Every compression method takes `keep`, `rows` or `bytes`
-(how much), `when` and `every` (when), `allocator` (who gets it) and `heads`; what is said below is what it adds. A recipe may
-have one part of each role, `headgate(keep=0.5) + snapkv(keep=0.3) + protect(instruction=True)`.
+Written by `kvledger methods --markdown` from the registry; do not edit. Every compression method takes `keep`, `rows` or
+`bytes` (how much), `when` and `every` (when), `allocator` (who gets it) and `heads`; what is said below is what it adds. A
+recipe may have one part of each role, `headgate(keep=0.5) + snapkv(keep=0.3) + protect(instruction=True)`.
 """
 
 

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from kvledger import __version__
-from kvledger.train.options import Options
+from kvledger.train.saved import Saved
 
 
 class Files:
-    """The files of a run, named after its gates: gates.json -> gates.log.jsonl, gates.state.safetensors, gates.model/."""
+    """The files of a run, named after what it makes: gates.json -> gates.log.jsonl, gates.state.safetensors, gates.model/."""
 
     def __init__(self, out: Path, rank: int = 0):
         self.gates = out
-        base = out.with_suffix("") if out.suffix == ".json" else out
+        base = out.with_suffix("") if out.suffix in (".json", ".safetensors") else out
         self.log = Path(f"{base}.log.jsonl")
         self.state = Path(f"{base}.state{f'.rank{rank}' if rank else ''}.safetensors")
         self.model = Path(f"{base}.model")
@@ -66,7 +66,7 @@ def _replace(path: Path, text: str) -> None:
 def save_state(
     path: Path,
     step: int,
-    options: Options,
+    options: Saved,
     parameters: dict[str, nn.Parameter],
     optimizers: list[torch.optim.Optimizer],
 ) -> None:
@@ -83,7 +83,7 @@ def save_state(
 
 
 def load_state(
-    path: Path, options: Options, parameters: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
+    path: Path, options: Saved, parameters: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
 ) -> int:
     """Fill parameters and optimisers from a state; returns how many steps are done (0 if there is no state).
 

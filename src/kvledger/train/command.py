@@ -1,4 +1,4 @@
-"""`kvledger train`: its options, which are those of `Options`, and what the command does. (Torch is imported by `run`.)"""
+"""`kvledger train`: its options, those of `Options` and `ScorerOptions`, and what it does. (Torch is imported by `run`.)"""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvledger.train.options import OBJECTIVES, PRESETS, SHORT, Options, changed, preset
+from kvledger.train.scorer_options import SCORERS, ScorerOptions
 
 if TYPE_CHECKING:
+    from kvledger.train.scorers import ScorerStep
     from kvledger.train.trainer import Step
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Every field of `Options` as --field; what a command does not name is the preset's."""
-    parser.add_argument("objective", choices=OBJECTIVES, help="prulong: next-token loss; duo: distillation")
-    parser.add_argument("--out", required=True, metavar="gates.json", help="the gates; log and state lie beside them")
+    """Every field of `Options` and `ScorerOptions` as --field; what a command does not name is the preset's."""
+    parser.add_argument(
+        "objective",
+        choices=(*OBJECTIVES, *SCORERS),
+        help="head gates: prulong (next-token loss), duo (distillation); scorers: kvzap, locret",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="gates.json or scorer.safetensors; log and state lie beside it"
+    )
     names = sorted({name for presets in PRESETS.values() for name in presets})
     parser.add_argument(
         "--preset", default="recommended", choices=names, help="constants: paper and code are prulong's"
     )
-    prulong, duo = preset("prulong"), preset("duo")
-    for f in fields(Options):
-        if f.name in ("objective", "preset"):
-            continue
-        ours, theirs = getattr(prulong, f.name), getattr(duo, f.name)
-        shown = f"{ours:.4g}" if isinstance(ours, float) else ours
-        text = f"{f.metadata['help']} ({shown}" + (f"; duo: {theirs})" if theirs != ours else ")")
-        flag, text = f"--{f.name.replace('_', '-')}", text.replace("%", "%%")
-        if isinstance(ours, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            parser.add_argument(flag, type=type(ours), metavar=type(ours).__name__.upper(), help=text)
+    for name in dict.fromkeys(f.name for kind in (Options, ScorerOptions) for f in fields(kind)):
+        if name not in ("objective", "preset"):
+            _add(parser, name)
     parser.add_argument("--device", default="", help="cpu or cuda (cuda if there is one)")
     parser.add_argument("--fresh", action="store_true", help="begin anew instead of resuming")
     parser.add_argument(
@@ -44,16 +43,53 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fsdp", action="store_true", help="split the weights over the processes of torchrun (FSDP2)")
 
 
+def _add(parser: argparse.ArgumentParser, name: str) -> None:
+    """One option, with its default and, where others have another one or alone have it, theirs."""
+    holders = {"": preset("prulong"), "duo": preset("duo"), "scorers": ScorerOptions()}
+    found = {who: getattr(o, name) for who, o in holders.items() if hasattr(o, name)}
+    about = next(f for o in holders.values() for f in fields(o) if f.name == name)
+    first = next(iter(found.values()))
+    shown = {who: f"{value:.4g}" if isinstance(value, float) else str(value) for who, value in found.items()}
+    others = [f"{who}: {text}" for who, text in shown.items() if who and text != shown.get("")]
+    text = f"{about.metadata['help']} ({'; '.join([shown[''], *others] if '' in shown else others)})"
+    flag, text = f"--{name.replace('_', '-')}", text.replace("%", "%%")
+    if isinstance(first, bool):
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+    else:
+        parser.add_argument(flag, type=type(first), metavar=type(first).__name__.upper(), help=text)
+
+
 def options_of(arguments: argparse.Namespace) -> Options:
     """The options that a command line names, over its preset."""
-    named = {f.name: getattr(arguments, f.name) for f in fields(Options) if f.name not in ("objective", "preset")}
-    return changed(preset(arguments.objective, arguments.preset), named)
+    return changed(preset(arguments.objective, arguments.preset), _named(arguments, Options))
+
+
+def scorer_options_of(arguments: argparse.Namespace) -> ScorerOptions:
+    """Of a scorer: the options that a command line names, over the defaults."""
+    if arguments.preset != "recommended":
+        raise ValueError(f"preset={arguments.preset!r} is not one of recommended (of {arguments.objective})")
+    if arguments.fsdp or arguments.sequence_parallel != 1:
+        raise ValueError(f"{arguments.objective} trains in one process: leave out --fsdp and --sequence-parallel")
+    named = {name: value for name, value in _named(arguments, ScorerOptions).items() if value is not None}
+    return ScorerOptions(**{**named, "objective": arguments.objective})
+
+
+def _named(arguments: argparse.Namespace, kind: type[Options] | type[ScorerOptions]) -> dict[str, Any]:
+    """What a command says of the options of `kind`. ValueError for one that only the other kind has."""
+    known = {f.name for f in fields(kind)} - {"objective", "preset"}
+    for f in (*fields(Options), *fields(ScorerOptions)):
+        if f.name not in (*known, "objective", "preset") and getattr(arguments, f.name) is not None:
+            raise ValueError(f"--{f.name.replace('_', '-')} has no place in training {arguments.objective}")
+    return {name: getattr(arguments, name) for name in known}
 
 
 def run(arguments: argparse.Namespace) -> tuple[Path, Path] | None:
-    """Train; returns the paths of gates and log (None on all processes but the first). ValueError before any work."""
-    options = options_of(arguments)
+    """Train; returns the paths of gates or scorer, and log (None on all processes but the first). ValueError before work."""
     out = Path(arguments.out)
+    if arguments.objective in SCORERS:
+        _train_scorer(scorer_options_of(arguments), out, arguments)
+        return out, out.with_suffix(".log.jsonl")
+    options = options_of(arguments)
     if out.suffix != ".json":
         raise ValueError(f"--out {out} must end in .json: gates are written as JSON")
 
@@ -65,6 +101,20 @@ def run(arguments: argparse.Namespace) -> tuple[Path, Path] | None:
     finally:
         peers.close()
     return (out, out.with_suffix(".log.jsonl")) if peers.main else None
+
+
+def _train_scorer(options: ScorerOptions, out: Path, arguments: argparse.Namespace) -> None:
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} must end in .safetensors: that is what scorers are written as")
+
+    from kvledger.hf.load import load
+    from kvledger.train.data import open_stream
+    from kvledger.train.scorers import train_scorer
+
+    model, tokenizer = load(options.model, SHORT.get(options.dtype, options.dtype), arguments.device)
+    stream = open_stream(options.data, tokenizer, options.seq_len, options.seed)
+    with _live(options.steps, True) as watch:
+        train_scorer(options, model, tokenizer, stream, out, watch, arguments.fresh)
 
 
 def _train(options: Options, peers: Any, out: Path, arguments: argparse.Namespace) -> None:
@@ -82,7 +132,7 @@ def _train(options: Options, peers: Any, out: Path, arguments: argparse.Namespac
 
 
 @contextmanager
-def _live(steps: int, shown: bool) -> Iterator[Callable[[Step], None]]:
+def _live(steps: int, shown: bool) -> Iterator[Callable[[Step | ScorerStep], None]]:
     """A line on stderr with where training is and the time left; of one process only."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -92,7 +142,7 @@ def _live(steps: int, shown: bool) -> Iterator[Callable[[Step], None]]:
         task = bar.add_task("reading data", total=steps)
         first: list[tuple[int, float]] = []
 
-        def watch(step: Step) -> None:
+        def watch(step: Step | ScorerStep) -> None:
             if not first:
                 first.append((step.step, time.perf_counter()))
             bar.update(task, completed=step.step + 1, description=describe(step) + _left(first[0], step, steps))
@@ -100,15 +150,17 @@ def _live(steps: int, shown: bool) -> Iterator[Callable[[Step], None]]:
         yield watch
 
 
-def describe(step: Step) -> str:
-    """A step in one line: expected and realised sparsity, the target behind the arrow."""
+def describe(step: Step | ScorerStep) -> str:
+    """A step in one line: of gates expected and realised sparsity, the target behind the arrow."""
+    if hasattr(step, "correlation"):
+        return f"loss {step.loss:.3g} rank correlation {step.correlation:.2f} {step.tokens_per_second:,.0f} tokens/s"
     aim = "" if step.target is None else f"→{step.target:.2f}"
     lam = "" if step.lambda1 is None else f" λ {step.lambda1:.1f} {step.lambda2:.1f}"
     sparsity = f"sparsity {step.expected:.2f}/{step.realised:.2f}{aim}"
     return f"loss {step.loss:.3g} {sparsity}{lam} {step.tokens_per_second:,.0f} tokens/s"
 
 
-def _left(first: tuple[int, float], step: Step, steps: int) -> str:
+def _left(first: tuple[int, float], step: Step | ScorerStep, steps: int) -> str:
     done = step.step - first[0]
     if not done:
         return ""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kvledger.train.options import Options
+from kvledger.train.scorer_options import ScorerOptions
 
 SOFTEN = 0.8  # of the deterministic score, as in the released code of PruLong
 
@@ -108,7 +109,7 @@ def target(step: int, o: Options) -> float:
     return o.sparsity * done
 
 
-def rate(step: int, o: Options) -> float:
+def rate(step: int, o: Options | ScorerOptions) -> float:
     """Learning rate of step `step` as a fraction of its peak: warm-up, then linear, cosine, or a fall over the last part."""
     rise = round(o.warmup * o.steps)
     if o.decay == "ends":  # DuoAttention: up over the first part, down over the last, never below the floor

@@ -23,85 +23,68 @@ ours is the probability that follows from the sample, whatever the constants are
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
+from kvledger.train.saved import Saved, option
+
 OBJECTIVES = ("prulong", "duo")
 PRESETS = {"prulong": ("recommended", "paper", "code"), "duo": ("recommended",)}
-MEMORY_ONLY = ("save_every",)  # options that do not decide the result
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Saved):
     """What decides a training run. `help` of each field is what the command line prints."""
 
-    objective: str = _option("prulong", "prulong (next-token loss) or duo (distillation)")
-    preset: str = _option("recommended", "constants: of prulong recommended, paper or code; of duo recommended")
-    model: str = _option("zoo", "zoo (embedded), a folder or a hub id")
-    data: str = _option("stdlib", "stdlib, passkeys, tasks, a folder, a .jsonl file, hub:NAME, or a mixture")
-    sparsity: float = _option(0.7, "fraction of KV heads that shall become streaming heads")
-    sink: int = _option(128, "first tokens that a streaming head keeps")
-    window: int = _option(1024, "last tokens that a streaming head keeps")
-    steps: int = _option(1000, "optimiser steps")
-    seq_len: int = _option(4096, "tokens of a sequence; documents are packed to it")
-    batch: int = _option(8, "sequences of a step, over all processes")
-    micro: int = _option(1, "sequences of one forward")
-    seed: int = _option(0, "of the data's order, the start and the gates' noise")
-    lr: float = _option(0.2, "learning rate of the gates")
-    lr_lambda: float = _option(0.2, "learning rate of the multipliers λ1, λ2 (gradient ascent)")
-    lr_weights: float = _option(1e-5, "learning rate of the weights, with --train-weights")
-    decay: str = _option(
+    objective: str = option("prulong", "prulong (next-token loss) or duo (distillation)")
+    preset: str = option("recommended", "constants: of prulong recommended, paper or code; of duo recommended")
+    model: str = option("zoo", "zoo (embedded), a folder or a hub id")
+    data: str = option("stdlib", "stdlib, passkeys, tasks, a folder, a .jsonl file, hub:NAME, or a mixture")
+    sparsity: float = option(0.7, "fraction of KV heads that shall become streaming heads")
+    sink: int = option(128, "first tokens that a streaming head keeps")
+    window: int = option(1024, "last tokens that a streaming head keeps")
+    steps: int = option(1000, "optimiser steps")
+    seq_len: int = option(4096, "tokens of a sequence; documents are packed to it")
+    batch: int = option(8, "sequences of a step, over all processes")
+    micro: int = option(1, "sequences of one forward")
+    seed: int = option(0, "of the data's order, the start and the gates' noise")
+    lr: float = option(0.2, "learning rate of the gates")
+    lr_lambda: float = option(0.2, "learning rate of the multipliers λ1, λ2 (gradient ascent)")
+    lr_weights: float = option(1e-5, "learning rate of the weights, with --train-weights")
+    decay: str = option(
         "linear", "learning rate after warm-up: linear, cosine, or ends (falls over the last warm-up's length)"
     )
-    warmup: float = _option(0.1, "fraction of the steps over which the learning rate rises")
-    floor: float = _option(0.01, "least learning rate, as a fraction")
-    beta1: float = _option(0.9, "Adam's first moment")
-    beta2: float = _option(0.95, "Adam's second moment")
-    weight_decay: float = _option(0.0, "of gates and multipliers (AdamW)")
-    decay_weights: float = _option(0.1, "weight decay of the weights, with --train-weights")
-    clip: float = _option(
+    warmup: float = option(0.1, "fraction of the steps over which the learning rate rises")
+    floor: float = option(0.01, "least learning rate, as a fraction")
+    beta1: float = option(0.9, "Adam's first moment")
+    beta2: float = option(0.95, "Adam's second moment")
+    weight_decay: float = option(0.0, "of gates and multipliers (AdamW)")
+    decay_weights: float = option(0.1, "weight decay of the weights, with --train-weights")
+    clip: float = option(
         1.0, "norm to which the gradient of gates and multipliers is cut, and that of the weights; 0: never"
     )
-    temperature: float = _option(2 / 3, "of the hard-concrete sample")
-    scaled: bool = _option(True, "whether log α is divided by the temperature too")
-    low: float = _option(-0.1, "left end of the stretched interval")
-    high: float = _option(1.1, "right end of the stretched interval")
-    eps: float = _option(1e-8, "u is drawn from (eps, 1 - eps)")
-    init: float = _option(2.0, "mean of log α at the start; of duo: the gates at the start")
-    spread: float = _option(0.01, "standard deviation of log α at the start")
-    penalty: str = _option("closed", "sparsity in the penalty: closed (expected) or sampled (1 - mean of the gates)")
-    ramp: float = _option(0.8, "fraction of the steps over which the target rises to the sparsity")
-    schedule: str = _option("linear", "shape of that rise: linear, or log (linear in log(1 - target))")
-    first_order: bool = _option(True, "whether the penalty has its λ1 term")
-    l1: float = _option(0.05, "duo: weight of mean |z|")
-    block: int = _option(1024, "tokens whose logits are held at once")
-    save_every: int = _option(10, "steps between checkpoints")
-    dtype: str = _option("auto", "of the model: auto, float32, bfloat16 (or bf16), float16, float64")
-    checkpointing: bool = _option(False, "recompute layers in the backward pass: less memory, a third more work")
-    train_weights: bool = _option(False, "train the weights too; they go to OUT.model/")
+    temperature: float = option(2 / 3, "of the hard-concrete sample")
+    scaled: bool = option(True, "whether log α is divided by the temperature too")
+    low: float = option(-0.1, "left end of the stretched interval")
+    high: float = option(1.1, "right end of the stretched interval")
+    eps: float = option(1e-8, "u is drawn from (eps, 1 - eps)")
+    init: float = option(2.0, "mean of log α at the start; of duo: the gates at the start")
+    spread: float = option(0.01, "standard deviation of log α at the start")
+    penalty: str = option("closed", "sparsity in the penalty: closed (expected) or sampled (1 - mean of the gates)")
+    ramp: float = option(0.8, "fraction of the steps over which the target rises to the sparsity")
+    schedule: str = option("linear", "shape of that rise: linear, or log (linear in log(1 - target))")
+    first_order: bool = option(True, "whether the penalty has its λ1 term")
+    l1: float = option(0.05, "duo: weight of mean |z|")
+    block: int = option(1024, "tokens whose logits are held at once")
+    save_every: int = option(10, "steps between checkpoints")
+    dtype: str = option("auto", "of the model: auto, float32, bfloat16 (or bf16), float16, float64")
+    checkpointing: bool = option(False, "recompute layers in the backward pass: less memory, a third more work")
+    train_weights: bool = option(False, "train the weights too; they go to OUT.model/")
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_limits(self)
-
-    def differences(self, saved: str) -> list[str]:
-        """Options of a saved run (JSON) that are not these: "name was X and is Y"."""
-        before, now = json.loads(saved), json.loads(self.to_json())
-        names = sorted(name for name in before.keys() | now.keys() if name not in MEMORY_ONLY)
-        return [
-            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-            for name in names
-            if before.get(name) != now.get(name)
-        ]
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
 
     def full_heads(self, heads: int) -> int:
         """How many of `heads` KV heads the target leaves full. ValueError if none."""

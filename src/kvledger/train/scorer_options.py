@@ -20,7 +20,9 @@ SCORERS = ("kvzap", "locret")
 class ScorerOptions(Saved):
     """What decides a training run of a scorer. `help` of each field is what the command line prints."""
 
-    objective: str = option("kvzap", "kvzap (KVzip+'s scores from the layer's input) or locret (answers' logits from q, k, v)")
+    objective: str = option(
+        "kvzap", "kvzap (KVzip+'s scores from the layer's input) or locret (answers' logits from q, k, v)"
+    )
     model: str = option("zoo", "zoo (embedded), a folder or a hub id")
     data: str = option("tasks", "stdlib, passkeys, tasks, a folder, a .jsonl file, hub:NAME, or a mixture")
     steps: int = option(1000, "steps")

@@ -121,7 +121,9 @@ class Trainer:
 
     def _update(self) -> None:
         self.peers.add_gradients([*self.own, *self.weights.values()])
-        norms = [self.peers.clip(group, self.options.clip) for group in (self.own, list(self.weights.values())) if group]
+        norms = [
+            self.peers.clip(group, self.options.clip) for group in (self.own, list(self.weights.values())) if group
+        ]
         if not all(torch.isfinite(norm) for norm in norms):
             raise FloatingPointError("a gradient is not finite")
         for optimizer in self.optimizers:

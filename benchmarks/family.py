@@ -1,0 +1,98 @@
+"""The compression family in one table: every method at every budget on five tasks, the question hidden and visible.
+
+Multi-turn with gold history, rows dropped after the prompt; `random` and `streaming` are the floors, `oracle` (the rows that
+hold the evidence, and recent ones) the ceiling. Resumes; writes Markdown, and the page beside the records.
+
+    python benchmarks/family.py --out results/family --samples 4 --table docs/results/family.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from kvledger.recipe import parse, registry
+from kvledger.records import Record, read
+from kvledger.report.interval import mean
+from kvledger.run.sweep import Grid, Progress, sweep
+
+KEEPS = (0.1, 0.2, 0.3, 0.5, 0.7)
+TASKS = ("scbench/kv", "scbench/prefix_suffix", "scbench/vt", "scbench/mf", "scbench/many_shot")
+DECODING = ("rkv", "triattention")  # they leave the prompt alone unless asked
+ORACLE = "streaming(keep={keep}) + protect(evidence=True)"
+
+
+def recipes(methods: list[str]) -> dict[str, tuple[str, float]]:
+    """Recipe -> (line of the table, kept fraction)."""
+    found = {"full": ("full", 1.0)}
+    for name in methods:
+        for keep in KEEPS:
+            more = ", when='prompt', rows=0, every=0" if name in DECODING else ""
+            found[str(parse(f"{name}(keep={keep}{more})"))] = (name, keep)
+    for keep in KEEPS:
+        found[str(parse(ORACLE.format(keep=keep)))] = ("oracle", keep)
+    return found
+
+
+def table(records: list[Record], lines: dict[str, tuple[str, float]], visibility: str, task: str = "") -> list[str]:
+    """Mean score in points with half its 95 % interval, methods by budgets."""
+    turns: dict[tuple[str, float], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for r in records:
+        if r.recipe in lines and r.visibility == visibility and task in ("", r.task):
+            turns[lines[r.recipe]][r.task, r.sample].append(r.score)
+    names = list(dict.fromkeys(name for name, _ in lines.values()))
+    text = ["| | " + " | ".join(f"keep {keep}" for keep in KEEPS) + " |", "|---" * (1 + len(KEEPS)) + "|"]
+    for name in names:
+        cells = []
+        for keep in KEEPS:
+            found = turns.get((name, 1.0 if name == "full" else keep))
+            value = mean(found) if found else None
+            half = 0.0 if value is None or value.low is None or value.high is None else 50 * (value.high - value.low)
+            cells.append("–" if value is None else f"{100 * value.mean:.0f} ± {half:.0f}")
+        text.append(f"| {name} | " + " | ".join(cells) + " |")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", default=[])
+    arguments = parser.parse_args()
+    known = sorted(n for n, part in registry().items() if part.role == "compression" and n != "full")
+    lines = recipes(arguments.methods or known)
+    grid = Grid(
+        "zoo",
+        tuple(lines),
+        tuple(arguments.tasks),
+        visibility=("hidden", "visible"),
+        context=(arguments.context,),
+        chunk=512,
+        samples=arguments.samples,
+        seed=11,
+    )
+
+    def watch(now: Progress) -> None:
+        print(f"\r{now.done} of {now.total} turns", end="", file=sys.stderr)
+
+    sweep(grid, arguments.out, watch, lambda line: print(line, file=sys.stderr))
+    records = read(arguments.out)[0]
+    text = []
+    for visibility in ("hidden", "visible"):
+        text += [f"## Question {visibility}: mean of {len(arguments.tasks)} tasks", ""]
+        text += [*table(records, lines, visibility), ""]
+        for task in arguments.tasks:
+            text += [f"### {task}, question {visibility}", "", *table(records, lines, visibility, task), ""]
+    print("\n" + "\n".join(text))
+    if arguments.table:
+        arguments.table.parent.mkdir(parents=True, exist_ok=True)
+        arguments.table.write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

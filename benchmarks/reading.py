@@ -1,0 +1,83 @@
+"""What a method costs while a context is read: time of a compressed reading over the uncompressed one, in one run.
+
+Every registered compression method on its defaults and the given keep, against `full` read just before and after it; medians
+of the ratios. The chunk size is the same for all.
+
+    python benchmarks/reading.py --tokens 8000 --chunk 2048 --repeats 3 --table docs/results/reading.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from kvledger.hf.cache import check_supported
+from kvledger.hf.load import load
+from kvledger.hf.session import Session
+from kvledger.recipe import Recipe, parse, registry
+from kvledger.tasks import get
+
+
+def reading(model, tokenizer, recipe: Recipe, text: str, chunk: int) -> float:  # type: ignore[no-untyped-def]
+    session = Session(model, tokenizer, recipe, chunk)
+    started = time.perf_counter()
+    session.read(text)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="zoo")
+    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument("--chunk", type=int, default=2048)
+    parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=[])
+    parser.add_argument("--table", type=Path)
+    arguments = parser.parse_args()
+    model, tokenizer = load(arguments.model)
+    check_supported(model)
+    sample = get("scbench/kv").make(
+        seed=1,
+        index=0,
+        tokens=arguments.tokens,
+        count=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        turns=1,
+        form="small" if len(tokenizer) < 8192 else "full",
+    )
+    names = arguments.methods or sorted(
+        n for n, part in registry().items() if part.role == "compression" and n != "full"
+    )
+    full = parse("full")
+    reading(model, tokenizer, full, sample.text, arguments.chunk)  # warm
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(arguments.repeats):
+        before = reading(model, tokenizer, full, sample.text, arguments.chunk)
+        for name in names:
+            spent = reading(
+                model, tokenizer, parse(f"{name}(keep={arguments.keep}, when='prompt')"), sample.text, arguments.chunk
+            )
+            after = reading(model, tokenizer, full, sample.text, arguments.chunk)
+            ratios[name].append(2 * spent / (before + after))
+            before = after
+            print(f"{name}: {ratios[name][-1]:.3f}", flush=True)
+    lines = [
+        f"`{arguments.model}`, {arguments.tokens:,} tokens in chunks of {arguments.chunk:,}, keep {arguments.keep}, "
+        f"{torch.get_num_threads()} CPU threads, median of {arguments.repeats}; uncompressed reading = 1.",
+        "",
+        "| method | time of reading |",
+        "|---|---|",
+        *(f"| {name} | {statistics.median(times):.2f} |" for name, times in ratios.items()),
+    ]
+    print("\n".join(lines))
+    if arguments.table:
+        arguments.table.parent.mkdir(parents=True, exist_ok=True)
+        arguments.table.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
