@@ -15,6 +15,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from kvledger.recipe import parse
 from kvledger.records import Record, read
 from kvledger.report.interval import Estimate, contrast, mean
 from kvledger.run.sweep import Grid, Progress, sweep
@@ -66,7 +67,7 @@ def recipes(context: int) -> dict[str, Row]:
         found[f"snapkv(keep={keep}, when='chunk')"] = ("SnapKV", s)
     both = gate(LEARNED["PruLong, tasks"].format(s=0.5), 0.5) + " + snapkv(keep=0.5, when='chunk')"
     found[both] = ("PruLong, tasks + SnapKV 0.5", 0.5)
-    return found
+    return {str(parse(recipe)): row for recipe, row in found.items()}
 
 
 def points(estimate: Estimate | None) -> str:
@@ -83,7 +84,9 @@ class Results:
     def __init__(self, records: list[Record], context: int):
         lines = recipes(context)
         self.by_row: dict[Row, list[Record]] = defaultdict(list)
-        for r in records:
+        for r in {
+            (r.cell, r.sample, r.turn): r for r in records
+        }.values():  # `full` may have been played by two processes
             if r.context == context and r.recipe in lines:
                 self.by_row[lines[r.recipe]].append(r)
         self.full = {(r.task, r.sample, r.turn): r.score for r in self.by_row["full", 0.0]}

@@ -122,7 +122,7 @@ OPTIONS = {
     },
     "headgate": {
         "keep": KEEP,
-        "path": st.sampled_from(["zoo/prulong", "random:7", "gates.json"]),
+        "path": st.sampled_from(["zoo/prulong-tasks-0.5", "random:7", "gates.json"]),
         "sink": st.integers(-1, 64),
         "window": st.integers(1, 64),
         "budget": st.sampled_from(["global", "layer"]),

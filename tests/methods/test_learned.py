@@ -108,7 +108,8 @@ def chosen(recipe: str, **changes: Any) -> list[set[int]]:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("absent", [(0, 0), (5, 0)])
 @pytest.mark.parametrize(
-    "recipe", ["dms(delay=6)", "kvzap(path='random:0', delay=6)", "locret(path='random:0', stabilizers=6)"]
+    "recipe",
+    ["dms(delay=6)", "kvzap(path='random:0', delay=6, allocator='even')", "locret(path='random:0', stabilizers=6)"],
 )
 def test_the_best_and_the_youngest_stay(seed: int, absent: tuple[int, int], recipe: str) -> None:
     tally = -10 * view(seed=seed).tally
@@ -165,7 +166,8 @@ def check_threshold(session: Session, threshold: float, delay: int) -> list[int]
 
 
 @pytest.mark.parametrize(
-    "recipe", ["locret(path={!r}, rows=20, stabilizers=6)", "kvzap(path={!r}, rows=20, delay=6, when='chunk')"]
+    "recipe",
+    ["locret(path={!r}, rows=20, stabilizers=6)", "kvzap(path={!r}, rows=20, delay=6, when='chunk', allocator='even')"],
 )
 def test_a_long_context_is_read_in_a_bounded_cache(recipe: str, files: dict[str, str]) -> None:
     session = opened(recipe.format(files[recipe.split("(")[0]]), 10)
@@ -186,7 +188,9 @@ def test_what_went_once_does_not_decide_again_and_what_stayed_is_judged_by_its_f
     """Two chunkings of the same tokens note the same numbers, row by row, wherever both kept it in the first layer."""
     tallies = []
     for chunk in (10, 25):
-        session = opened(f"kvzap(path={files['kvzap']!r}, rows=30, delay=5, when='chunk', every=99)", chunk)
+        session = opened(
+            f"kvzap(path={files['kvzap']!r}, rows=30, delay=5, when='chunk', every=99, allocator='even')", chunk
+        )
         session.read(tiny.text(80))
         store = arenas(session.cache)[0].arena
         tallies.append({p: float(store.tally[i]) for i, p in enumerate(store.positions(0).tolist())})
@@ -196,7 +200,7 @@ def test_what_went_once_does_not_decide_again_and_what_stayed_is_judged_by_its_f
 
 
 @pytest.mark.parametrize(
-    "recipe", ["dms(rows=24, delay=8, every=6)", "kvzap(path='random:2', rows=24, delay=8, every=6)"]
+    "recipe", ["dms(rows=24, delay=8, every=6)", "kvzap(path='random:2', rows=24, delay=8, every=6, allocator='even')"]
 )
 def test_a_long_answer_is_written_in_a_bounded_cache(recipe: str) -> None:
     session = opened(recipe)
@@ -211,6 +215,6 @@ def test_a_long_answer_is_written_in_a_bounded_cache(recipe: str) -> None:
 
 def test_under_attach_the_layers_show_their_input_as_well() -> None:
     made = tiny.model()
-    with attach(made, "kvzap(path='random:0', rows=12, delay=4)") as attached:
+    with attach(made, "kvzap(path='random:0', rows=12, delay=4, allocator='even')") as attached:
         tiny.generated(made, tiny.ids(40), 3)
         assert {len(rows) for layer in tiny.alive(attached.cache) for rows in layer} == {12 + 2}

@@ -30,7 +30,7 @@ class HeadGate:
     are chosen over all layers ("global") or in each ("layer"). inside: what a window head sees of its own chunk, "window" or
     all of it ("dense", as both papers' code does)."""
 
-    path: str = "zoo/prulong"
+    path: str = "zoo/prulong-tasks-0.5"
     keep: float = 0.5
     sink: int = -1
     window: int = -1

@@ -5,7 +5,8 @@ how much the model would look at it when repeating its context, times ‖W_o v�
 Rows below `threshold` go once they are `delay` tokens old (§3), while reading and, with every=m, while writing. The network is
 linear, or of two layers with GELU and a hidden width of an eighth of the input's; `kvledger train kvzap` makes it.
 
-Deviations: without `threshold` (the paper's is around -4) the `keep` best of all rows stay, so that budgets can be compared;
+Deviations: without `threshold` (the paper's is around -4) the `keep` best of all rows stay, so that budgets can be compared, of
+all heads and layers together, as under one threshold (peaks and long answers are bounded head by head with allocator="even");
 where the budget binds, rows that are too young take at most half of it. The paper fits the linear network by ridge regression.
 """
 
@@ -35,6 +36,7 @@ class KVzap(DMS):
 
     path: str = "zoo/kvzap"
     delay: int = 128
+    allocator: str = "layers"
 
     def __post_init__(self) -> None:
         super().__post_init__()

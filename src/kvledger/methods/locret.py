@@ -3,11 +3,12 @@
 From a token's queries, keys and values of all heads of a layer (before RoPE, as in the code) it gives, for each KV head, the
 causal importance: the greatest attention logit that any query of an answer will have with the token (§3.1). Of all that is
 stored the best stay after each chunk, so that the context is read in a bounded cache; the last rows are kept as stabilizers,
-for scores alone would tear holes into what was just said (§3.2). `kvledger train locret` makes the network: two layers
-without biases, SiLU (the model's own activation in the code) between them.
+for scores alone would tear holes into what was just said (§3.2). `kvledger train locret` makes the network: two layers,
+SiLU (the model's own activation in the code) between them.
 
 Deviations: the budget is a fraction unless `rows` says otherwise (the paper: 6,000 rows, 2,500 stabilizers, chunks of 3,072);
-stabilizers take at most half of it. Where a model normalises queries and keys, the network sees them normalised.
+stabilizers take at most half of it. The second layer has a bias, which starts at the mean; the code's has none. Where a model
+normalises queries and keys, the network sees them normalised.
 """
 
 from __future__ import annotations

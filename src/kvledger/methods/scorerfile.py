@@ -153,12 +153,12 @@ def _nets(tensors: dict[str, Tensor]) -> tuple[Net, ...]:
 
 
 def fresh_net(kind: str, heads: int, inputs: int, hidden: int, draw: torch.Generator) -> Net:
-    """An untrained network; `hidden` 0: of one layer. Biases as in the papers' code: kvzap has them, locret none."""
+    """An untrained network; `hidden` 0: of one layer. Locret has no biases in its inner layer."""
 
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, generator=draw) * columns**-0.5
 
-    bias = torch.zeros(heads) if kind == "kvzap" else None
+    bias = torch.zeros(heads)
     if not hidden:
         return Net(matrix(heads, inputs), bias)
     return Net(matrix(heads, hidden), bias, matrix(hidden, inputs), torch.zeros(hidden) if kind == "kvzap" else None)

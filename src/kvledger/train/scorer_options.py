@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from math import isfinite
 
+from kvledger.train.options import CHOICES
 from kvledger.train.saved import Saved, option
 
 SCORERS = ("kvzap", "locret")
@@ -44,10 +45,10 @@ class ScorerOptions(Saved):
     dtype: str = option("auto", "of the model: auto, float32, bfloat16 (or bf16), float16, float64")
 
     def __post_init__(self) -> None:
-        if self.objective not in SCORERS:
-            raise ValueError(f"objective={self.objective!r} is not one of {', '.join(SCORERS)}")
-        if self.decay not in ("linear", "cosine"):
-            raise ValueError(f"decay={self.decay!r} is not one of linear, cosine")
+        choices = {"objective": SCORERS, "decay": ("linear", "cosine"), "dtype": CHOICES["dtype"]}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), float) and not isfinite(value):
                 raise ValueError(f"{f.name}={value} is not a number to train with")
