@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-CHUNKED = ("random", "streaming", "snapkv", "pyramidkv", "adakv")
+CHUNKED = ("random", "streaming", "snapkv", "adakv")
 DEMO = {
     "recipes": [
         "full",
-        *(f"snapkv(keep={keep})" for keep in (0.2, 0.5)),  # after the prompt, beside those that evict while reading
+        # after the prompt, and trained heads, beside those that evict while reading
+        *(f"{name}(keep={keep})" for keep in (0.2, 0.5) for name in ("snapkv", "kvzip", "headgate")),
         *(f"{name}(keep={keep}, when='chunk')" for keep in (0.2, 0.5) for name in CHUNKED),
     ],
     "tasks": ["scbench/kv", "scbench/many_shot"],

@@ -201,3 +201,13 @@ def test_a_prompt_above_the_budget_is_cut_at_the_first_interval_of_the_answer(na
 def test_bad_options_are_named(recipe: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(recipe)
+
+
+def test_four_thousand_tokens_live_in_512_rows_a_head() -> None:
+    made = tiny.model("llama", torch.float32, num_hidden_layers=1, max_position_embeddings=4400)
+    session = open_session(made, tiny.tokenizer(), "rkv(rows=512, every=64)")
+    session._stop_ids = set
+    session.read(tiny.text(100))
+    session.ask(tiny.text(2, seed=1), max_new_tokens=4096)
+    assert session.tokens >= 4096
+    assert max(step.top / 2 for step in session.ledger.steps) == 512 + 64
