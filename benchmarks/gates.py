@@ -94,10 +94,10 @@ class Results:
 
     def kept(self, row: Row, task: str = "") -> str:
         """Score over the full cache's on the same turns, in points, with its 95 % interval over samples."""
-        pairs: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+        pairs: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)  # draws are redrawn, too
         for r in self.by_row[row]:
             if r.task == task or not task:
-                pairs[r.task, r.sample].append((r.score, self.full[r.task, r.sample, r.turn]))
+                pairs[r.recipe, r.task, r.sample].append((r.score, self.full[r.task, r.sample, r.turn]))
         against = contrast(pairs)
         return "–" if against is None else points(against.ratio)
 

@@ -1,4 +1,8 @@
-"""Settings of the whole suite: one torch thread (tests share the machine) and hypothesis without deadlines."""
+"""Settings of the whole suite: no network, and hypothesis without deadlines."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # an unknown model is refused at once, instead of after a minute of tries
 
 from hypothesis import HealthCheck, settings
 

@@ -15,12 +15,13 @@ import tiny
 import torch
 from torch import Tensor
 
+from kvledger.hf.load import load
 from kvledger.hf.session import Session
 from kvledger.methods.kvzip import KVzip
-from kvledger.methods.scorerfile import Scorer, digest, fitting, read_scorer
+from kvledger.methods.scorerfile import Scorer, digest, embedded, fitting, read_scorer
 from kvledger.recipe import Recipe
 from kvledger.train import scorers
-from kvledger.train.data import Packed, Stream
+from kvledger.train.data import Packed, Stream, open_stream
 from kvledger.train.scorer_options import ScorerOptions
 from kvledger.train.scorers import ScorerStep, ranking, spearman, train_scorer
 from kvledger.train.targets import LEAST, causal_importance, examples
@@ -132,6 +133,7 @@ def test_training_lowers_the_loss_and_ranks_new_rows_better(kind: str, hidden: i
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     before = {name: x.clone() for name, x in tiny.model().state_dict().items()}
+    tiny.model().zero_grad(set_to_none=True)  # the tests share it, and others train it
     run(options("kvzap", steps=2), tmp_path / "s.safetensors")
     assert all(torch.equal(x, before[name]) for name, x in tiny.model().state_dict().items())
     assert all(x.grad is None for x in tiny.model().parameters())
@@ -196,3 +198,13 @@ def test_a_sequence_without_a_document_to_learn_from_is_refused(tmp_path: Path) 
     short = Stream("short", lambda start: (packed(n, tuple(range(0, T, 8))) for n in count(start)))
     with pytest.raises(ValueError, match="no document that a scorer could learn from"):
         train_scorer(options("kvzap"), tiny.model(), tiny.tokenizer(True), short, tmp_path / "s.safetensors")
+
+
+@pytest.mark.parametrize("kind", sorted(embedded()))
+def test_the_embedded_scorers_are_good_for_the_embedded_model(kind: str) -> None:
+    made, known = load("zoo", device="cpu")
+    scorer = read_scorer(f"zoo/{kind}")
+    assert (scorer.facts.kind, scorer.facts.model) == (kind, "zoo")
+    sequence = next(open_stream("tasks:scbench/vt", known, 320, seed=99).sequences())
+    new = list(examples(kind, made, known, sequence))
+    assert ranking(scorer, new) > 0.3

@@ -101,6 +101,7 @@ class Scorer:
         facts = {name: str(value) for name, value in asdict(self.facts).items()}
         draft = path.with_name(f".{path.name}.part")
         save_file(tensors, draft, metadata={"format": str(FORMAT), **facts})
+        os.chmod(draft, 0o644)
         os.replace(draft, path)
 
 
