@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvledger.hf.cache import check_supported
 from kvledger.hf.load import load
@@ -29,9 +30,26 @@ def reading(model, tokenizer, recipe: Recipe, text: str, chunk: int) -> float:  
     return time.perf_counter() - started
 
 
+def wide(vocabulary: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=16384,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="zoo")
+    parser.add_argument(
+        "--model", default="zoo", help="zoo, a folder, or wide: random weights, 2 layers, width 1,024, 8 KV heads"
+    )
     parser.add_argument("--tokens", type=int, default=8000)
     parser.add_argument("--chunk", type=int, default=2048)
     parser.add_argument("--keep", type=float, default=0.25)
@@ -39,7 +57,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[])
     parser.add_argument("--table", type=Path)
     arguments = parser.parse_args()
-    model, tokenizer = load(arguments.model)
+    model, tokenizer = load("zoo" if arguments.model == "wide" else arguments.model)
+    if (
+        arguments.model == "wide"
+    ):  # the embedded model is nearly all attention; here the layers' other work counts as in large ones
+        model = wide(len(tokenizer))
     check_supported(model)
     sample = get("scbench/kv").make(
         seed=1,

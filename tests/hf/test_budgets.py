@@ -169,3 +169,11 @@ def test_generate_under_attach_stays_bounded(tmp_path: Path) -> None:
 def test_contradictions_are_named(options: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         opened(f"snapkv({options})")
+
+
+def test_an_oracle_spends_no_more_than_the_budget() -> None:
+    session = opened("streaming(keep=0.2) + protect(evidence=True)")
+    text = tiny.text(TOKENS - 1)
+    session.read(text, protect=[(0, len(text))])
+    assert lengths(session) == [int(0.2 * TOKENS)] * 8
+    assert len(session.run.pinned) == int(0.2 * TOKENS)

@@ -173,6 +173,8 @@ class Session:
         places: set[int] = set()
         if spans or (wish is not None and wish.system):
             places = self.chat.places(context, spans, wish is not None and wish.system)
+        if wish is not None and wish.evidence:  # an oracle spends what it has, and no more
+            places = set(sorted(places)[: self.recipe.method.allowance(question.stop, 1)])
         if wish is not None and wish.question:
             places |= set(question)
         self.run.pinned |= frozenset(places)
