@@ -204,13 +204,14 @@ def name_of(part: Any) -> str:
 
 
 def _show(part: Any, hidden: tuple[str, ...] = ()) -> str:
-    """The canonical string: options that differ from their defaults, and always `keep` where the method has one."""
+    """The canonical string: options that differ from their defaults, and always `keep` where that is the budget."""
     name = name_of(part)
+    by_keep = name != "full" and not getattr(part, "rows", 0) and not getattr(part, "bytes", 0)
     shown = [
         f"{f.name}={getattr(part, f.name)!r}"
         for f in fields(part)
         if f.init
         and f.name not in hidden
-        and (getattr(part, f.name) != f.default or (f.name == "keep" and name != "full"))
+        and (getattr(part, f.name) != f.default or (f.name == "keep" and by_keep))
     ]
     return f"{name}({', '.join(shown)})" if shown else name
