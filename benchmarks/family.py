@@ -9,6 +9,7 @@ hold the evidence, and recent ones) the ceiling. Resumes; writes Markdown, and t
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -55,6 +56,23 @@ def table(records: list[Record], lines: dict[str, tuple[str, float]], visibility
     return text
 
 
+def summary(records: list[Record], lines: dict[str, tuple[str, float]]) -> str:
+    """The records, summed up: one JSON object a line for each recipe, task and visibility."""
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for r in records:
+        if r.recipe in lines:
+            groups[r.recipe, r.task, r.visibility].append(r)
+    rows = []
+    for (recipe, task, visibility), found in sorted(groups.items()):
+        score = mean({i: [r.score for r in found if r.sample == i] for i in {r.sample for r in found}})
+        facts = {"recipe": recipe, "task": task, "visibility": visibility, "turns": len(found)}
+        facts |= {"score": score.mean, "low": score.low, "high": score.high}
+        facts |= {"footprint": sum(r.footprint for r in found) / len(found)}
+        facts |= {"stored": sum(r.stored_bytes / r.full_bytes for r in found) / len(found)}
+        rows.append(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}))
+    return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -92,6 +110,7 @@ def main() -> None:
     if arguments.table:
         arguments.table.parent.mkdir(parents=True, exist_ok=True)
         arguments.table.write_text("\n".join(text))
+        arguments.table.with_suffix(".json").write_text(summary(records, lines))
 
 
 if __name__ == "__main__":
