@@ -210,8 +210,6 @@ def _show(part: Any, hidden: tuple[str, ...] = ()) -> str:
     shown = [
         f"{f.name}={getattr(part, f.name)!r}"
         for f in fields(part)
-        if f.init
-        and f.name not in hidden
-        and (getattr(part, f.name) != f.default or (f.name == "keep" and by_keep))
+        if f.init and f.name not in hidden and (getattr(part, f.name) != f.default or (f.name == "keep" and by_keep))
     ]
     return f"{name}({', '.join(shown)})" if shown else name
