@@ -47,3 +47,8 @@ def test_spans_are_found_by_role_and_as_evidence() -> None:
     (span,) = cells._spans(recipe, sample)
     assert span == (13 - cells.BESIDE, 17 + cells.BESIDE)
     assert cells._spans(parse("snapkv()"), sample) == []
+
+
+def test_a_budget_that_is_not_reached_is_no_failure(tiny: Path, tmp_path: Path) -> None:
+    for number, recipe in enumerate(("snapkv(rows=4000)", "rkv()", "headgate(path='random:0', keep=0.5)")):
+        assert len(play(tiny, tmp_path / str(number), recipe)) == 1

@@ -207,6 +207,11 @@ class Method:
         return self.keep < 1 or self.rows > 0 or self.bytes > 0
 
     @property
+    def must_drop(self) -> bool:
+        """Whether a prompt of any length loses rows: a budget in rows or bytes, a threshold or an answer may be long enough."""
+        return self.keep < 1 and not self.rows and not self.bytes and self.exact and self.when != "decode"
+
+    @property
     def fingerprint(self) -> str:
         """Short hash of the files that the method reads, if any, so that records of other files are not mixed in."""
         return ""

@@ -73,7 +73,7 @@ def play(cell: Cell, host: Host, index: int, done: set[int]) -> Iterator[Record]
         if number in done:
             continue
         ledger = session.ledger
-        if recipe.drops and not ledger.dropped:
+        if recipe.method.must_drop and not ledger.dropped:
             raise RuntimeError(f"{cell.recipe} dropped nothing on {cell.task}: its score would be the full cache's")
         yield _record(cell, host, recipe, index, number, sample.turns[number], answer, session)
 
