@@ -14,8 +14,8 @@ CHUNKED = ("random", "streaming", "snapkv", "adakv")
 DEMO = {
     "recipes": [
         "full",
-        # after the prompt, and trained heads, beside those that evict while reading
-        *(f"{name}(keep={keep})" for keep in (0.2, 0.5) for name in ("snapkv", "kvzip", "headgate")),
+        # after the prompt (votes, a trained scorer), and trained heads, beside those that evict while reading
+        *(f"{name}(keep={keep})" for keep in (0.2, 0.5) for name in ("snapkv", "kvzap", "headgate")),
         *(f"{name}(keep={keep}, when='chunk')" for keep in (0.2, 0.5) for name in CHUNKED),
     ],
     "tasks": ["scbench/kv", "scbench/many_shot"],

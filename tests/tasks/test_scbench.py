@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from kvledger.tasks import TASKS, get, suite
+from kvledger.tasks import TASKS, get, suite, words
 from kvledger.tasks.draft import stratify
 
 FORMS = ("small", "full")
@@ -153,3 +153,9 @@ def test_lookup_of_names_and_suites():
         get("scbench/kvv")
     with pytest.raises(ValueError, match="scbench"):
         suite("scbensh")
+
+
+def test_more_names_than_there_are_is_an_error_and_no_endless_search() -> None:
+    with pytest.raises(ValueError, match="not 4 different names"):
+        words.distinct(lambda: random.choice("abc"), 4)
+    assert sorted(words.distinct(lambda: random.choice("abc"), 3)) == ["a", "b", "c"]

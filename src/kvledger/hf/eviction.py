@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvledger.hf.run import Waiting
+from kvledger.hf.run import Run, Waiting
 from kvledger.methods.allocate import across_layers
 from kvledger.methods.base import View
 
@@ -33,7 +33,7 @@ def evict(layer: ArenaLayer, added: Sequence[int], asked: bool) -> None:
                 masks[h] = mask
         plans.append(masks)
     if run.waiting and layer.slot == run.layers - 1:
-        _share_out(layer)
+        _share_out(run)
     if all(plan is not None for plan in plans):
         drop(layer, [plan for plan in plans if plan is not None])
 
@@ -75,10 +75,8 @@ def _choose(layer: ArenaLayer, b: int, new: int) -> list[Tensor] | None:
     counts = lengths if whole else [new + probe] * len(heads)
     row_bytes = arena.row_nbytes * len(arena.length) * run.layers
     budget = method.allowance(arena.seen[b] - probe if whole else new, row_bytes)
-    if (method.exact and sum(counts) <= len(heads) * (budget + probe)) or not method.drops:
-        masks = [torch.ones(n, dtype=torch.bool) for n in counts]
-        if not method.deferred:
-            return masks
+    if method.exact and not method.deferred and sum(counts) <= len(heads) * (budget + probe):
+        return [torch.ones(n, dtype=torch.bool) for n in counts]
     view = see(layer, b, counts, budget + probe)
     if method.deferred:
         run.waiting.append(Waiting(layer, b, method.guarded(view), counts, heads, budget + probe))
@@ -87,10 +85,8 @@ def _choose(layer: ArenaLayer, b: int, new: int) -> list[Tensor] | None:
     return [mask[i, mask.shape[1] - n :] for i, n in enumerate(counts)]
 
 
-def _share_out(last: ArenaLayer) -> None:
+def _share_out(run: Run) -> None:
     """All layers have their scores: share the rows out, sequence by sequence, and drop."""
-    run, arena = last.run, last.arena
-    assert arena is not None
     waiting, run.waiting = run.waiting, []
     plans: dict[int, list[list[Tensor]]] = {}
     for b in sorted({one.sequence for one in waiting}):

@@ -31,7 +31,7 @@ class Run:
     itself (`auto`) the cache treats the first forward of several tokens as the prompt, and every such forward as a chunk.
 
     windows: per layer and KV head, (sinks, window) of heads that see no more than that. since: tokens since the last
-    eviction while decoding. pinned: per sequence, token indices that stay in any case.
+    eviction while decoding. pinned: token indices that stay in any case.
     """
 
     method: Method

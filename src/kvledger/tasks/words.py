@@ -40,12 +40,23 @@ def number(rng: random.Random, form: Form) -> str:
     return str(rng.randint(10, 99) if form == "small" else rng.randint(10_000, 99_999))
 
 
+FRUITLESS = 100_000  # draws in a row
+
+
 def distinct(draw: Callable[[], str], count: int, taken: set[str] | None = None) -> list[str]:
-    """`count` different strings, none of which is in `taken`; those are added to it."""
+    """`count` different strings, none of which is in `taken`; those are added to it. ValueError once a long run of draws has
+    brought nothing new: there are not as many."""
     seen = set() if taken is None else taken
     found: list[str] = []
+    fruitless = 0
     while len(found) < count:
+        fruitless += 1
         if (word := draw()) not in seen:
             seen.add(word)
             found.append(word)
+            fruitless = 0
+        elif fruitless > FRUITLESS:
+            raise ValueError(
+                f"there are not {count} different names to draw: ask for fewer turns, or a shorter context"
+            )
     return found
