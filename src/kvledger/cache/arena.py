@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from kvledger.cache import kernels
+
 
 class Arena:
     """Rows of keys `k` [rows, Dk] and values `v` [rows, Dv]; segment `s` owns `start[s] : start[s] + length[s]`.
@@ -34,6 +36,7 @@ class Arena:
         self.capacity = [0] * (batch * heads)
         self.seen = [0] * batch
         self.shared = False
+        self.plan: object = None  # the CUDA reader's work list, good until lengths change other than by appending
 
     # ---- what is there -------------------------------------------------------------------------------------------
 
@@ -81,45 +84,52 @@ class Arena:
         if not any(added):
             return added
         self._reserve(k, v, added)
-        if self.uniform and len(set(added)) == 1 and valid is None:
-            n, T = self.length[0], k.shape[2]
-            S, cap = len(self.start), self.capacity[0]
-            self.k.view(S, cap, -1)[:, n : n + T] = k.reshape(S, T, -1)
-            self.v.view(S, cap, -1)[:, n : n + T] = v.reshape(S, T, -1)
-            self._number([slice(self.start[s] + n, self.start[s] + n + T) for s in range(S)], added)
+        if valid is None and kernels.usable(self.k):
+            from kvledger.cache.kernels.append import append  # late: it needs Triton
+
+            self._widen(max(added))
+            append(self, k, v)
+        elif k.shape[2] == 1 and all(added):
+            self._append_one(k.flatten(0, 2), v.flatten(0, 2))
         else:
-            self._append_ragged(k, v, added, valid)
+            self._append_spans(k, v, added, valid)
         self.length = [n + added[s // self.heads] for s, n in enumerate(self.length)]
         self.seen = [n + added[b] for b, n in enumerate(self.seen)]
         return added
 
-    def _append_ragged(self, k: Tensor, v: Tensor, added: list[int], valid: Tensor | None) -> None:
-        spans = [slice(a + n, a + n + added[s // self.heads]) for s, (a, n) in enumerate(zip(self.start, self.length))]
-        rows = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(k.device)
-        if valid is None:
-            k, v = k.flatten(0, 2), v.flatten(0, 2)
-        else:
-            chosen = valid[:, None, :].expand(-1, self.heads, -1).to(k.device)
-            k, v = k[chosen], v[chosen]
+    def _append_one(self, k: Tensor, v: Tensor) -> None:
+        """One row `k` [S, Dk], `v` [S, Dv] behind each segment: a few calls, however many segments."""
+        self._widen(1)
+        rows = torch.tensor([a + n for a, n in zip(self.start, self.length)], device=k.device)
         self.k.index_copy_(0, rows, k)
         self.v.index_copy_(0, rows, v)
-        self._number(spans, added)
-
-    def _number(self, spans: list[slice], added: list[int]) -> None:
-        """Write the token index of freshly appended rows, where positions are kept at all; their tallies start at 0."""
         if self.tally is not None:
-            for span in spans:
+            self.tally.index_fill_(0, rows, 0.0)
+        if self.position is not None:
+            seen = torch.tensor(self.seen, dtype=self.position.dtype, device=k.device)
+            self.position.index_copy_(0, rows, seen.repeat_interleave(self.heads))
+
+    def _append_spans(self, k: Tensor, v: Tensor, added: list[int], valid: Tensor | None) -> None:
+        for s, (a, n) in enumerate(zip(self.start, self.length)):
+            b, span = s // self.heads, slice(a + n, a + n + added[s // self.heads])
+            for buffer, new in ((self.k, k), (self.v, v)):
+                rows = new[b, s % self.heads]
+                buffer[span] = rows if valid is None else rows[valid[b].to(rows.device)]
+            if self.tally is not None:
                 self.tally[span] = 0.0
         if self.position is None:
             return
-        if max(self.seen) + max(added) > torch.iinfo(self.position.dtype).max:
+        self._widen(max(added))
+        for b, (seen, n) in enumerate(zip(self.seen, added)):
+            tokens = torch.arange(seen, seen + n, device=k.device).to(self.position.dtype)
+            for s in range(b * self.heads, (b + 1) * self.heads):
+                self.position[self.start[s] + self.length[s] :][:n] = tokens
+
+    def _widen(self, more: int) -> None:
+        """Token indices in 32 bits, once 16 are too few for `more` tokens."""
+        if self.position is not None and max(self.seen) + more > torch.iinfo(self.position.dtype).max:
             self.position = self.position.to(torch.int32)
             self.watch(self.nbytes)
-        for s, span in enumerate(spans):
-            seen = self.seen[s // self.heads]
-            self.position[span] = torch.arange(seen, seen + span.stop - span.start, device=self.position.device).to(
-                self.position.dtype
-            )
 
     def _reserve(self, k: Tensor, v: Tensor, added: list[int]) -> None:
         """Make room. Reading reserves just what it needs; single tokens leave slack, so that regrowing is rare."""
@@ -167,7 +177,7 @@ class Arena:
         """Drop rows. `masks[b][h]` [N] bool says which of the last N rows of head `h` of sequence `b` stay; rows before
         them stay. Returns the rows dropped. The buffers shrink to what is left: the memory is free at once."""
         alive = torch.zeros(self.k.shape[0], dtype=torch.bool, device=self.k.device)
-        length = []
+        before, stay = [], []
         for s in range(len(self.start)):
             mask = masks[s // self.heads][s % self.heads].to(alive.device)
             n = len(mask)
@@ -176,7 +186,9 @@ class Arena:
             span = self.segment(s)
             alive[span.start : span.stop - n] = True
             alive[span.stop - n : span.stop] = mask
-            length.append(self.length[s] - n + int(mask.sum()))
+            before.append(self.length[s] - n)
+            stay.append(mask.sum())
+        length = [n + more for n, more in zip(before, torch.stack(stay).tolist())]
         dropped = self.rows - sum(length)
         if dropped:
             self._materialise_positions()
@@ -236,6 +248,21 @@ class Arena:
         twin.seen = list(self.seen)
         self.shared = twin.shared = True
         return twin
+
+    def follow(self, lead: Arena) -> None:
+        """Hold the rows of `lead`, which has stored the tokens seen here and then some more, without a copy; the tallies of
+        new rows start at 0."""
+        old, spans = self.tally, [slice(a, a + n) for a, n in zip(self.start, self.length)]
+        self.k, self.v, self.position = lead.k, lead.v, lead.position
+        self.start, self.length, self.capacity = list(lead.start), list(lead.length), list(lead.capacity)
+        self.seen, self.shared, lead.shared, self.plan = list(lead.seen), True, True, None
+        if old is not None:
+            fresh = old.new_zeros(len(self.k))
+            self.watch(self.nbytes + fresh.nbytes)
+            for start, span in zip(self.start, spans):
+                fresh[start : start + span.stop - span.start] = old[span]
+            self.tally = fresh
+        self.watch(self.nbytes)
 
     def mark(self) -> tuple[int, ...]:
         """A moment to come back to with `rollback`: the tokens each sequence has seen."""

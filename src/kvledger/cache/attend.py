@@ -4,9 +4,10 @@ Contract of every reader: the rows of the `T` new tokens are already the last on
 older rows of its KV head and the new ones up to itself.  Heads with a window see their first tokens and their last ones only,
 in the middle of a chunk as at its end.
 
-Decode folds the `G` queries of a KV head into the query axis (no key is repeated); a chunk attends to the old rows without
-a mask and to itself causally, and the two parts are merged by their log-sum-exp.  Heads of equal length and even spacing
-share one call.  `reference` is the same in ten plain lines and is what the tests compare with.
+A single token on a CPU is read by `native.py`, all heads in one pass.  Elsewhere decode folds the `G` queries of a KV head into
+the query axis (no key is repeated), and heads of equal length and even spacing share one call; where there are fewer of them
+than threads, they are cut into pieces.  A chunk attends to the old rows without a mask and to itself causally, and the two
+parts are merged by their log-sum-exp.  `reference` is the same in ten plain lines and is what the tests compare with.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kvledger.cache import kernels, native
 from kvledger.cache.arena import Arena
 from kvledger.cache.softmax import merge, sdpa
 from kvledger.cache.window import window_attention
 
+SHORTEST = 512  # rows of a piece that is worth a call
 Windows = Sequence[tuple[int, int] | None]  # of each head of a layer: (sinks, window), or None where a head sees all
 
 
@@ -40,6 +43,8 @@ def attend(
     `valid` [B, T] bool: real tokens (padding queries get zeros). `sinks` [Hq]: learned logits that take part in the
     softmax without a value (gpt-oss). `softcap`: logits become `softcap·tanh(logits / softcap)` (Gemma 2).
     """
+    if valid is None and q.shape[2] == 1 and softcap is None and native.usable(q, arena.k, arena.v):
+        return _weigh_sinks(*_decode(q, arena, scale, windows), sinks)
     if valid is None:
         return _weigh_sinks(*_read(q, k, v, arena, 0, scale, softcap, windows), sinks)
     result, total = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3], dtype=_wide(q))
@@ -63,6 +68,28 @@ def _weigh_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor
     return out * torch.sigmoid(lse - logit)[..., None].to(out.dtype), torch.logaddexp(lse, logit)
 
 
+def _decode(q: Tensor, arena: Arena, scale: float, windows: Windows | None) -> tuple[Tensor, Tensor]:
+    """`q` [B, Hq, 1, Dk]: all heads in one pass."""
+    grouped = q.reshape(len(arena.start), -1, q.shape[-1])
+    out, lse = native.decode(grouped, arena.k, arena.v, visible(arena, windows), scale)
+    return out.view(*q.shape[:3], -1), lse.view(q.shape[:3])
+
+
+def visible(arena: Arena, windows: Windows | None) -> list[int]:
+    """What the youngest token sees, as spans: segment, first row, rows; two spans where rows between sinks and window wait to
+    be dropped."""
+    spans: list[int] = []
+    for s, (start, n) in enumerate(zip(arena.start, arena.length)):
+        window = windows[s % arena.heads] if windows else None
+        if window is None:
+            spans += (s, start, n)
+            continue
+        first = min(window[0], arena.seen[s // arena.heads], n)
+        last = min(window[1], n - first)
+        spans += (s, start, n) if first + last == n else (s, start, first, s, start + n - last, last)
+    return spans
+
+
 def _read(
     q: Tensor,
     k: Tensor,
@@ -78,6 +105,10 @@ def _read(
     H = arena.heads
     if T == 0:
         return q.new_zeros(b, Hq, 0, v.shape[-1]), q.new_zeros(b, Hq, 0)
+    if kernels.usable(q):
+        from kvledger.cache.kernels.read import read  # late: it needs Triton
+
+        return read(q, arena, first, scale, softcap, windows)
     groups: dict[tuple[int, int] | None, list[int]] = {}
     for h in range(H):
         groups.setdefault(windows[h] if windows else None, []).append(h)
@@ -133,11 +164,28 @@ def _over_rows(
     """`q` [s, X, Y, Dk] over all but the last `skip` rows of each segment, without a mask."""
     parts, at = [], 0
     for run in equal_runs(arena, segments):
-        parts.append(sdpa(q[at : at + len(run)], *_rows(arena, run, skip, q.shape[1]), scale, softcap))
+        read = sdpa if skip else _in_pieces
+        parts.append(read(q[at : at + len(run)], *_rows(arena, run, skip, q.shape[1]), scale, softcap))
         at += len(run)
     if len(parts) == 1:
         return parts[0]
     return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
+
+
+def _in_pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """`sdpa` of one token's queries [s, 1, G, D]: the CPU's kernel gives each head to one thread, so where heads are fewer than
+    threads, long ones are cut."""
+    pieces = -(-torch.get_num_threads() // len(q))
+    size = k.shape[2] // pieces
+    if q.device.type != "cpu" or pieces == 1 or size < SHORTEST:
+        return sdpa(q, k, v, scale, softcap)
+    cut_k, cut_v = (x[:, 0, : pieces * size].unflatten(1, (pieces, size)) for x in (k, v))
+    parts = [sdpa(q.expand(-1, pieces, -1, -1), cut_k, cut_v, scale, softcap)]
+    if k.shape[2] > pieces * size:
+        parts.append(sdpa(q, k[:, :, pieces * size :], v[:, :, pieces * size :], scale, softcap))
+    out, lse = torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
+    total = lse.logsumexp(1, keepdim=True)
+    return ((lse - total).exp()[..., None].to(out.dtype) * out).sum(1, keepdim=True), total
 
 
 def equal_runs(arena: Arena, segments: Sequence[int]) -> list[range]:

@@ -22,10 +22,10 @@ def triangle(T: int, P: int) -> float:
 
 @dataclass
 class Step:
-    """One forward: what it was for, tokens processed so far, entries alive (summed over layers and heads) and bytes."""
+    """One forward: what it was for, tokens of the request so far (a probe's are none of them), entries alive (summed over
+    layers and heads) and bytes."""
 
     kind: str
-    tokens: int
     processed: int
     full: int = 0
     top: int = 0
@@ -83,12 +83,15 @@ class Ledger:
         self.peak_bytes = max(self.peak_bytes, self.stored_bytes)
         self.full_peak_bytes = max(self.full_peak_bytes, self.full_bytes)
 
-    def forward(self, layer: int, added: Sequence[int], alive: Sequence[int], row_bytes: int, probe: int = 0) -> None:
-        """A forward of `added[b]` new tokens has appended to a layer; `alive[s]` counts them in. `probe` of them will be
+    def forward(
+        self, layer: int, added: Sequence[int], alive: Sequence[int], row_bytes: int, probe: int | Sequence[int] = 0
+    ) -> None:
+        """A forward of `added[b]` new tokens has appended to a layer; `alive[s]` counts them in. `probe` (of each) will be
         rolled back (patch tokens): they cost, but the full cache would not have had them."""
         book, per = self.layers[layer], len(alive) // len(added)
+        probes = [probe] * len(added) if isinstance(probe, int) else probe
         if layer <= self._last_layer or not self.steps:
-            self._begin(sum(added))
+            self._begin(sum(added), sum(probes))
         self._last_layer = layer
         rows = 0.0
         for s, n in enumerate(alive):
@@ -99,7 +102,7 @@ class Ledger:
         book.alive = sum(alive)
         overhead = max(0, book.held - book.alive * row_bytes)
         book.byte_area += rows * row_bytes + max(added) * overhead
-        self._reference(book, [T - probe for T in added])
+        self._reference(book, [T - p for T, p in zip(added, probes)])
         step = self.steps[-1]
         step.top += book.alive
         step.end += book.alive
@@ -108,10 +111,10 @@ class Ledger:
         step.full_read_bytes += sum(book.full_seen) * book.heads * book.full_row_bytes
         self.full_peak_bytes = max(self.full_peak_bytes, self.full_bytes)
 
-    def _begin(self, tokens: int) -> None:
+    def _begin(self, tokens: int, probes: int) -> None:
         kind = self.kind if self.kind != "auto" else ("read" if tokens > 1 else "decode")
         done = self.steps[-1].processed if self.steps else 0
-        self.steps.append(Step(kind, tokens, done + tokens))
+        self.steps.append(Step(kind, done + tokens - probes))
 
     @staticmethod
     def _reference(book: LayerBook, added: Sequence[int]) -> None:
@@ -203,7 +206,7 @@ class Ledger:
         return sum(s.read_bytes for s in steps) // len(steps), sum(s.full_read_bytes for s in steps) // len(steps)
 
     def curve(self) -> tuple[tuple[int, float, str], ...]:
-        """Entries alive (mean over layers and full KV heads) over tokens processed: a point before each forward's tokens
+        """Entries alive (mean over layers and full KV heads) over the tokens so far: a point before each forward's tokens
         settle and, where rows were dropped, one after. Runs of decode steps keep their first and last point."""
         heads = sum(book.heads * book.sequences for book in self.layers.values()) or 1
         points: list[tuple[int, float, str]] = []

@@ -65,8 +65,5 @@ def _explicit(
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
     """Join two attention results over disjoint rows: softmax weights follow from their log-sum-exp."""
-    total = torch.logaddexp(lse, other_lse)
-    joined = out * (lse - total).exp()[..., None].to(out.dtype) + other * (other_lse - total).exp()[..., None].to(
-        out.dtype
-    )
-    return joined, total
+    share = torch.sigmoid(lse - other_lse)[..., None].to(out.dtype)
+    return torch.lerp(other, out, share), torch.logaddexp(lse, other_lse)
