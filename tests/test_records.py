@@ -60,3 +60,17 @@ def test_a_torn_line_damages_no_other(tmp_path: Path) -> None:
     assert [(r.turn, r.score) for r in records] == [(0, 1.0), (1, 1.0)]
     assert len(damaged) == 1
     assert "turns.jsonl:2" in damaged[0]
+
+
+def test_what_is_not_text_is_kept_all_the_same(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    odd = replace(record(), prediction="a\udc80b\x00\u2028\n")
+    log.append(odd)
+    log.close()
+    assert read(tmp_path) == ([odd], [])
+
+
+def test_records_from_before_questions_were_kept_are_read() -> None:
+    facts = json.loads(record().line())
+    del facts["question"], facts["golds"]
+    assert parse(json.dumps(facts)).golds == ()

@@ -17,6 +17,8 @@ from typing import Any
 _HOME = {
     "load": "kvledger.hf.load:load",
     "open": "kvledger.hf.session:open_session",
+    "reopen": "kvledger.hf.saved:reopen",
+    "Prefixes": "kvledger.hf.prefixes:Prefixes",
     "attach": "kvledger.hf.load:attach",
     "new_cache": "kvledger.hf.cache:new_cache",
     "Session": "kvledger.hf.session:Session",

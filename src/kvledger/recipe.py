@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
@@ -50,9 +51,14 @@ def register(row: Row) -> Callable[[type], type]:
 def registry() -> dict[str, type]:
     """All methods by name: the built-in ones and those of installed packages."""
     importlib.import_module(BUILT_IN)
-    for point in entry_points(group="kvledger.methods"):
+    for point in _points():
         point.load()
     return REGISTRY
+
+
+@functools.cache  # looking through all installed packages takes milliseconds, and a sweep parses thousands of recipes
+def _points() -> tuple[Any, ...]:
+    return tuple(entry_points(group="kvledger.methods"))
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

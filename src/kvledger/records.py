@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+import time
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -40,12 +41,15 @@ class Cell:
     weights: str = ""  # fingerprint of the model's parameters
     version: str = ""  # of this package: its tasks and methods
     files: str = ""  # fingerprint of the files that the recipe reads: gates, importance, scorers
+    data: str = ""  # fingerprint of the files that the samples come from; "" where they are generated
+    rule: str = ""  # how many samples and which: the tier's rule
 
     @property
     def key(self) -> str:
-        """Hash of everything that decides the answers of one sample (so `samples` is left out: more can be added)."""
+        """Hash of everything that decides the answers of one sample (so `samples` and its `rule` are left out: more can be
+        added)."""
         facts = asdict(self)
-        del facts["samples"]
+        del facts["samples"], facts["rule"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -92,21 +96,25 @@ class Record:
     seconds: float
     curve: tuple[tuple[int, float, str], ...]
     versions: str
+    question: str = ""  # what was asked, and all answers that would do; older records lack them
+    golds: tuple[str, ...] = ()
 
     def line(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
 _NAMES = {field.name for field in fields(Record)}
+_NEEDED = {field.name for field in fields(Record) if field.default is MISSING}
 
 
 def parse(line: str) -> Record:
     """A Record from its line. Raises ValueError for a damaged one, naming what is wrong."""
     facts = json.loads(line)
-    if not isinstance(facts, dict) or set(facts) != _NAMES:
-        got = set(facts) if isinstance(facts, dict) else set()
-        raise ValueError(f"not a record: missing {sorted(_NAMES - got)}, unknown {sorted(got - _NAMES)}")
+    got = set(facts) if isinstance(facts, dict) else set()
+    if not _NEEDED <= got <= _NAMES:
+        raise ValueError(f"not a record: missing {sorted(_NEEDED - got)}, unknown {sorted(got - _NAMES)}")
     facts["curve"] = tuple((int(t), float(alive), str(event)) for t, alive, event in facts["curve"])
+    facts["golds"] = tuple(facts.get("golds", ()))
     return Record(**facts)
 
 
@@ -115,7 +123,7 @@ def read(directory: Path) -> tuple[list[Record], list[str]]:
     records: dict[tuple[str, int, int], Record] = {}
     damaged = []
     for path in sorted((directory / "records").glob("*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
             if not line.strip():
                 continue
             try:
@@ -128,20 +136,29 @@ def read(directory: Path) -> tuple[list[Record], list[str]]:
 
 
 class Log:
-    """Appends records, one line each, on disk before the next turn starts. Nobody rewrites."""
+    """Appends records, one line each, out of the process before the next turn starts (a kill loses none) and on disk a second
+    later. Nobody rewrites."""
 
     def __init__(self, directory: Path):
         self.path = directory / "records" / "turns.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n")
-        self._file = self.path.open("a", encoding="utf-8")
+        # what a model writes need not be text: a half of a surrogate pair becomes its escape, which JSON reads back
+        self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
+        self._synced = 0.0
         if torn:  # a killed run left half a line: end it, so that it damages no other
             self._file.write("\n")
 
     def append(self, record: Record) -> None:
         self._file.write(record.line() + "\n")
         self._file.flush()
+        if time.monotonic() - self._synced > 1.0:
+            self._sync()
+
+    def _sync(self) -> None:
         os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def close(self) -> None:
+        self._sync()
         self._file.close()

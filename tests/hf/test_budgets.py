@@ -63,7 +63,7 @@ def test_while_decoding_no_head_outgrows_its_budget(method: str, every: int) -> 
     session = opened(with_options(method, f"rows=13, every={every}"))
     session.read(tiny.text(TOKENS - 1))
     for token in range(5, 40):
-        session._forward([token], "decode")
+        session.forward([token], "decode")
         held = lengths(session)
         assert sum(held) < (13 + every) * len(held)
         assert [book.alive for book in session.ledger.layers.values()] == [x.arena.rows for x in arenas(session.cache)]
@@ -85,7 +85,7 @@ def test_decode_leaves_the_prompt_alone(method: str) -> None:
     session.read(tiny.text(TOKENS - 1))
     assert lengths(session) == [TOKENS] * 8
     for token in range(5, 10):
-        session._forward([token], "decode")
+        session.forward([token], "decode")
     assert sum(lengths(session)) == 13 * 8
 
 
@@ -133,7 +133,7 @@ def test_protected_spans_survive_everything(method: str, when: str) -> None:
     for token in range(5, 20):
         for layer in tiny.alive(session.cache):
             assert all(rows >= pinned | set(range(session.tokens - 3, session.tokens)) for rows in layer)
-        session._forward([token], "decode")
+        session.forward([token], "decode")
 
 
 def test_the_template_and_the_question_can_be_protected() -> None:

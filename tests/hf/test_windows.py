@@ -68,7 +68,7 @@ def test_window_heads_hold_sinks_and_a_window_and_no_more(path: str, chunk: int)
         assert layer.arena.nbytes == layer.arena.rows * layer.arena.row_nbytes  # no slack is left behind
     lengths = []
     for _ in range(3 * GATHER):
-        session._forward([5], "decode")
+        session.forward([5], "decode")
         lengths += [
             layer.arena.length[h] for layer, full in zip(arenas(session.cache), FULL) for h in (0, 1) if not full[h]
         ]

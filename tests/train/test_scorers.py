@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kvledger.hf.load import load
+from kvledger.hf.reading import Reading
 from kvledger.hf.session import Session
 from kvledger.methods.kvzip import KVzip
 from kvledger.methods.scorerfile import Scorer, digest, embedded, fitting, read_scorer
@@ -63,7 +64,8 @@ def test_kvzap_is_taught_the_logarithm_of_what_kvzip_plus_says(monkeypatch: pyte
     monkeypatch.setattr(KVzip, "score", spy)
     made, known = tiny.model("gemma3_text"), tiny.tokenizer(True)
     session = Session(made, known, Recipe((KVzip(plus=True, keep=0.5),)), 0)
-    session._read(list(packed(3).ids), patched=False)
+    reading, ids = Reading(session), list(packed(3).ids)
+    reading.advance(ids, len(ids))
     (example,) = examples("kvzap", made, known, packed(3))
     assert len(example.wanted) == len(noted) == 2  # its sliding layer is left alone
     for wanted, tally in zip(example.wanted, noted):

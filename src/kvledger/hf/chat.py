@@ -7,6 +7,7 @@ where a cache may be shared, so the same ids are read whether the question is kn
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 _ANSWER, _QUESTION = "\u2402answer\u2403", "\u2402question\u2403"  # cannot occur in a rendered template
@@ -18,6 +19,7 @@ class Chat:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.templated = bool(getattr(tokenizer, "chat_template", None))
+        self._last: tuple[str | None, list[int]] = None, []  # a context is asked for with each question, and is long
 
     def ids(self, text: str, first: bool = False) -> list[int]:
         """Token ids of a piece; only the first piece of a plain-text prompt gets the tokenizer's own BOS."""
@@ -30,7 +32,10 @@ class Chat:
             before, _, after = rendered.partition(_QUESTION)
         else:
             before, after = context, "\n"
-        return self.ids(before, first=True), self.ids(question + after)
+        if before != self._last[0]:
+            self._last = before, self.ids(before, first=True)
+        question = question.rstrip() if self.templated and self._strips[0] else question
+        return list(self._last[1]), self.ids(question + after)
 
     def places(self, context: str, spans: Sequence[tuple[int, int]], system: bool) -> set[int]:
         """Numbers of the tokens of `opening(context, …)` that touch the character spans [start, end) of the context, and, if
@@ -65,14 +70,22 @@ class Chat:
         if _ANSWER not in rendered or _QUESTION not in rendered:
             raise ValueError("the chat template drops earlier turns, so one cache cannot hold a conversation in it")
         bridge, _, after = rendered.partition(_ANSWER)[2].partition(_QUESTION)
+        question = question.strip() if self._strips[0] else question
         return self.ids(bridge + question + after)
 
     def answer(self, text: str) -> list[int]:
         """Ids of an answer as history shows it."""
-        return self.ids(text)
+        return self.ids(text.strip() if self.templated and self._strips[1] else text)
 
     def text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    @cached_property
+    def _strips(self) -> tuple[bool, bool]:
+        """Whether the template strips blanks off the user's messages, and off the answers."""
+        user = self._render([{"role": "user", "content": f" {_QUESTION} "}])
+        answer = self._render([{"role": "user", "content": "-"}, {"role": "assistant", "content": f" {_ANSWER} "}])
+        return f" {_QUESTION} " not in user, _ANSWER in answer and f" {_ANSWER} " not in answer
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

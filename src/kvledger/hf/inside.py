@@ -68,5 +68,5 @@ def show_hidden(model: Any, layers: list[Any]) -> None:
 def _tell(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     cache = kwargs.get("past_key_values")
     layer = None if cache is None else cache.layers[module.layer_idx]
-    if layer is not None and hasattr(layer, "hidden") and "hidden" in layer.run.method.needs:
+    if layer is not None and hasattr(layer, "hidden") and layer.wants_hidden:
         layer.hidden = (args[0] if args else kwargs["hidden_states"]).detach()

@@ -7,20 +7,19 @@ stores the rows, attends, notes what the method wants to know of them and, at th
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from kvledger.cache.arena import Arena
 from kvledger.cache.attend import Windows, attend
-from kvledger.cache.mass import add_mass
 from kvledger.hf.attention import NAME, TAG
 from kvledger.hf.eviction import evict
 from kvledger.hf.inside import output_projection
+from kvledger.hf.note import News, note, watch
 from kvledger.hf.run import Run
-from kvledger.methods.base import Fresh, Glance, Probe
 
 GATHER = 16  # rows that may gather behind a window while decoding, so that they are moved rarely
 
@@ -43,6 +42,7 @@ class ArenaLayer(CacheLayerMixin):
         self.output: Tensor | None = None  # [H, G, Dv, E], likewise
         self.scale, self.copies = 1.0, 1  # how often a row is stored: once, or for each query head
         self.pending = False
+        self.followers: list[ArenaLayer] = []  # of other recipes, which share these rows and their attention
 
     # ---- what transformers calls ---------------------------------------------------------------------------------
 
@@ -103,38 +103,68 @@ class ArenaLayer(CacheLayerMixin):
             raise ValueError("several layers of this model read one layer's keys, which kvledger cannot keep yet")
         self.pending, self.scale = False, scale
         run, method = self.run, self.run.method
-        if self.arena is None:
-            self._open(q, k, v, module)
+        for layer in (self, *self.followers):
+            if layer.arena is None:
+                layer._open(k, v, q.shape[1])
+                layer.scale = scale
+            if layer.output is None and "output" in layer.run.method.needs:
+                assert layer.arena is not None
+                output = output_projection(module, q.shape[1], v.shape[-1])
+                layer.output = output.unflatten(0, (layer.arena.heads, -1))
         arena = self.arena
         assert arena is not None
         if method.heads == "query":
             groups = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         added = arena.append(k, v, valid)
-        probe = max(added) if run.watching is not None else run.probe
-        run.ledger.forward(self.slot, added, arena.length, arena.row_nbytes, probe)
         windows = None if run.dense_chunks and max(added) > 1 else self.windows
         out, lse = attend(q, k, v, arena, scale, valid, sinks, softcap, windows)
-        run.begin(self.slot, max(added))
-        if run.watching is not None:
-            self._watch(q, run.watching)
-        elif method.drops and (run.reading or method.every):
-            self._note(q, k, v, lse, valid, softcap)
-        self._forget(added)
+        news = News(q, k, v, lse, valid, softcap, added)
+        self._settle(news)
+        for twin in self.followers:
+            twin._follow(self, news)
+        self.hidden = None
         return out
 
-    def _open(self, q: Tensor, k: Tensor, v: Tensor, module: nn.Module | None) -> None:
+    def _follow(self, lead: ArenaLayer, news: News) -> None:
+        """What `attend` does, for a layer whose rows and attention are those of `lead`, which drops nothing."""
+        started = time.perf_counter()
+        assert self.arena is not None
+        assert lead.arena is not None
+        self.is_initialized, self.columns, self.hidden = True, lead.columns, lead.hidden
+        self.arena.follow(lead.arena)
+        self._settle(news)
+        self.hidden = None
+        self.run.spent += time.perf_counter() - started
+
+    def _settle(self, news: News) -> None:
+        """What follows once the new rows are stored and have attended: account, note, drop what is due."""
+        run, method, arena, most = self.run, self.run.method, self.arena, max(news.added)
+        assert arena is not None
+        probe = run.probe if run.watching is None else news.added
+        run.ledger.forward(self.slot, news.added, arena.length, arena.row_nbytes, probe)
+        run.begin(self.slot, most)
+        if run.watching is not None:
+            watch(self, news, run.watching)
+        elif method.drops and (run.reading or method.every):
+            note(self, news)
+        self._forget(news)
+
+    @property
+    def wants_hidden(self) -> bool:
+        """Whether some method that looks at these tokens asks for the layer's input."""
+        return any("hidden" in layer.run.method.needs for layer in (self, *self.followers))
+
+    def _open(self, k: Tensor, v: Tensor, query_heads: int) -> None:
         B, H = k.shape[:2]
         run = self.run
-        stored = q.shape[1] if run.method.heads == "query" else H
+        stored = query_heads if run.method.heads == "query" else H
         row_bytes = k.element_size() * k.shape[-1] + v.element_size() * v.shape[-1]
         run.ledger.open_layer(self.slot, B, B * stored, H, row_bytes)
         self.arena, self.copies = Arena(B, stored, self._hold), stored // H
         if run.windows is not None:
             self.windows = run.windows[self.slot]
         self.full_heads = [h for h in range(stored) if self.windows is None or self.windows[h] is None]
-        if "output" in run.method.needs:
-            self.output = output_projection(module, q.shape[1], v.shape[-1]).unflatten(0, (stored, -1))
 
     def hold(self) -> None:
         """Tell the ledger what this layer holds now."""
@@ -142,86 +172,24 @@ class ArenaLayer(CacheLayerMixin):
         self._hold(self.arena.nbytes)
 
     def _hold(self, arena_bytes: int) -> None:
+        for twin in self.followers:  # the rows are theirs too; their tallies move after keys and values
+            tally = None if twin.arena is None else twin.arena.tally
+            twin._hold(arena_bytes + (0 if tally is None else tally.nbytes))
         learned = [x for state in self.states for x in state or ()]
         self.run.ledger.hold(self.slot, arena_bytes + sum(x.nbytes for x in self.last_queries + learned))
 
-    def _note(self, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, valid: Tensor | None, softcap: float | None) -> None:
-        """What the method wants to know of these tokens: the last queries, and a number for each row."""
-        method, arena = self.run.method, self.arena
-        assert arena is not None
-        if method.window:
-            self._remember(q, valid)
-        if method.tally:
-            arena.open_tally()
-        if method.tally == "mass":
-            add_mass(q, arena, lse, self.scale, self.full_heads, valid, softcap)
-        if method.tally == "rate" or method.learns:
-            states = self.states or [None] * arena.batch
-            self.states = [self._learn(b, q, k, v, valid, states[b]) for b in range(arena.batch)]
-        self.hidden = None
-
-    def _learn(self, b: int, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, state: Any) -> Any:
-        run, method, arena = self.run, self.run.method, self.arena
-        assert arena is not None
-        real = slice(None) if valid is None else valid[b]
-        queries, copies = q[b][:, real].unflatten(0, (arena.heads, -1)), self.copies
-        whole = q[b][:, real], k[b, ::copies][:, real], v[b, ::copies][:, real]
-        fresh = Fresh(
-            layer=self.slot,
-            layers=run.layers,
-            queries=queries[self.full_heads],
-            keys=k[b][self.full_heads][:, real],
-            values=v[b][self.full_heads][:, real],
-            positions=torch.arange(arena.seen[b] - queries.shape[2], arena.seen[b], device=q.device),
-            scale=self.scale,
-            hidden=None if self.hidden is None else self.hidden[b][real],
-            rope=run.rope,
-            whole=whole if "whole" in method.needs else None,
-            heads=tuple(h // copies for h in self.full_heads),
-            kv_heads=arena.heads // copies,
-        )
-        if method.tally == "rate" and queries.shape[2]:
-            assert arena.tally is not None
-            for h, rates in zip(self.full_heads, method.rate(fresh).float()):
-                arena.tally[arena.segment(b * arena.heads + h, len(rates))] = rates
-        return method.learn(fresh, state) if method.learns else None
-
-    def _remember(self, q: Tensor, valid: Tensor | None) -> None:
-        """Keep the last `window` queries of each sequence, across chunks: [Hq, W, Dk] each."""
-        method = self.run.method
-        fresh = [q[b] if valid is None else q[b][:, valid[b]] for b in range(q.shape[0])]
-        if self.last_queries and (method.when == "prompt" or not self.run.reading):
-            fresh = [torch.cat([old, new], dim=1) for old, new in zip(self.last_queries, fresh)]
-        self.last_queries = [x[:, -method.window :].clone() for x in fresh]
-        self.hold()
-
-    def _watch(self, q: Tensor, probe: Probe) -> None:
-        """A probe's queries judge the rows of its span; each row keeps the most it was ever given."""
-        arena = self.arena
-        assert arena is not None
-        assert arena.batch == 1, "probes are read one sequence at a time"
-        arena.open_tally()
-        assert arena.tally is not None
-        queries, hidden = q[0].unflatten(0, (arena.heads, -1)), None if self.hidden is None else self.hidden[0]
-        for h in self.full_heads:  # one head at a time: lengths differ, and so little is held
-            rows, positions = arena.segment(h), arena.positions(h)
-            output = None if self.output is None else self.output[h : h + 1]
-            k, v = arena.k[rows][None], arena.v[rows][None]
-            glance = Glance(probe, queries[h : h + 1], k, v, positions, self.scale, hidden, output)
-            chosen = ((positions >= probe.start) & (positions < probe.stop)).nonzero().squeeze(-1) + rows.start
-            arena.tally[chosen] = torch.maximum(arena.tally[chosen], self.run.method.watch(glance)[0])
-        self.hidden = None
-
     # ---- eviction ------------------------------------------------------------------------------------------------
 
-    def _forget(self, added: list[int]) -> None:
+    def _forget(self, news: News) -> None:
         """Drop what is due after this forward."""
-        run, arena = self.run, self.arena
+        run, arena, added = self.run, self.arena, news.added
         assert arena is not None
         if run.evict and run.method.drops:
             evict(self, added, asked=True)
         elif run.watching is not None:
-            self.take_back(max(added), probe=True)
+            arena.rollback([seen - n for seen, n in zip(arena.seen, added)])
+            self.columns -= news.q.shape[2]
+            run.ledger.rollback(self.slot, arena.length, max(added), probe=True)
         elif self.windows is not None and (max(added) > 1 or run.ledger.kind == "read"):
             evict(self, added, asked=False)
         elif run.probe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from kvledger import zoo
 from kvledger.cache.ledger import Ledger
 from kvledger.hf import cache as caches
 from kvledger.hf.attention import use
+from kvledger.hf.chat import Chat
+from kvledger.hf.probing import ask, choose
 
 
 def load(name: str, dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
@@ -37,6 +40,15 @@ def load(name: str, dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
     return ready, tokenizer
 
 
+def fingerprint(model: Any) -> str:
+    """A short hash of a model's shape and a few of its parameters, so that records of other weights are not mixed in."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 class Attached:
     """What `attach` yields: the cache of the latest call, and its ledger."""
 
@@ -53,10 +65,11 @@ class Attached:
 
 
 @contextmanager
-def attach(model: PreTrainedModel, recipe: Any) -> Iterator[Attached]:
+def attach(model: PreTrainedModel, recipe: Any, tokenizer: Any = None) -> Iterator[Attached]:
     """Inside the block every fresh cache of `model` follows `recipe`, whoever calls it: `model.generate(...)`, a pipeline.
 
-    The first forward of several tokens is taken for the whole prompt. Nothing is left on the model: its attention name is put
+    The first forward of several tokens is taken for the whole prompt. Methods that read it a second time (kvzip) need the
+    model's `tokenizer`, and prompts given as `input_ids`. Nothing is left on the model: its attention name is put
     back, and a cache made inside is of use only in a block again.
     """
     attached, before = Attached(), model.config._attn_implementation
@@ -73,16 +86,38 @@ def attach(model: PreTrainedModel, recipe: Any) -> Iterator[Attached]:
             caches.install(cache, model, resolved)
         if cache is not None and caches.run_of(cache).auto:  # a session's cache is the session's
             attached.cache = cache
+            caches.run_of(cache).probes = tokenizer is not None
         return args, {**kwargs, "past_key_values": cache}
 
-    def note(*call: Any) -> None:
-        if attached.cache is not None:
-            _ = attached.ledger
+    def note(module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        if attached.cache is None:
+            return
+        run = caches.run_of(attached.cache)
+        if run.probes and run.reading and run.watching is None and run.method.tally == "probe":
+            run.reading = False
+            _probe(module, attached.cache, kwargs.get("input_ids", args[0] if args else None), kwargs, tokenizer)
+        _ = attached.ledger
 
-    handles = [model.register_forward_pre_hook(hook, with_kwargs=True), model.register_forward_hook(note)]
+    handles = [
+        model.register_forward_pre_hook(hook, with_kwargs=True),
+        model.register_forward_hook(note, with_kwargs=True),
+    ]
     try:
         yield attached
     finally:
         for handle in handles:
             handle.remove()
         model.set_attn_implementation(before)
+
+
+def _probe(model: Any, cache: Cache, ids: Any, kwargs: dict[str, Any], tokenizer: Any) -> None:
+    """Read the method's probes of the prompt that has just been read."""
+    if ids is None:
+        raise ValueError("a method that reads the prompt a second time needs it as input_ids, not as embeddings")
+    mask = kwargs.get("attention_mask")
+    mask = None if mask is None or mask.dim() != 2 or bool(mask.bool().all()) else mask
+    new = ids.shape[1]
+    real = torch.ones_like(ids).bool() if mask is None else mask[:, -new:].bool()
+    sequences = [row[keep].tolist() for row, keep in zip(ids, real)]
+    ask(model, cache, sequences, Chat(tokenizer), mask)
+    choose(cache, sequences)

@@ -91,7 +91,7 @@ def _observe(model: Any, chat: Chat, needle: Needle, chunk: int) -> Tensor:
     use(model)
     for start in range(0, len(context), chunk):
         _feed(model, cache, context[start : start + chunk])
-    run.watching = Probe(ids=tuple(tail), start=0, stop=0)
+    run.watching = [Probe(ids=tuple(tail), start=0, stop=0)]
     _feed(model, cache, tail)
     return torch.cat(observer.hits).view(run.layers, -1).cpu()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,10 +48,12 @@ class Run:
     reading: bool = True
     evict: bool = False
     probe: int = 0
-    watching: Probe | None = None
+    watching: Sequence[Probe | None] | None = None  # of each sequence, while probes are read
+    probes: bool = False  # left to itself, somebody reads the method's probes all the same
     since: int = 0
     pinned: frozenset[int] = frozenset()
     waiting: list[Waiting] = field(default_factory=list)
+    spent: float = 0.0  # seconds of its own in a reading that it shares
 
     @property
     def forgets(self) -> bool:
@@ -62,14 +65,15 @@ class Run:
         if slot:
             return
         method = self.method
-        if self.auto and method.drops and method.tally == "probe":
+        probing = method.drops and method.tally == "probe"
+        if self.auto and probing and not self.probes:
             raise ValueError(
-                f"{type(method).row.name} reads the context a second time, which only a session does: use kvledger.open"
+                f"{type(method).row.name} reads the context a second time: use kvledger.open, or give attach its tokenizer"
             )
         if self.auto:  # nobody says where a prompt ends: its first forward of several tokens is taken for all of it
             first = len(self.ledger.steps) == 1
             self.reading = tokens > 1 and method.drops and (first or method.when == "chunk")
-            self.evict = self.reading and method.when != "decode"
+            self.evict = self.reading and method.when != "decode" and not probing
         if not self.reading and method.drops and method.every:
             self.since += tokens
             self.evict = self.since >= method.every

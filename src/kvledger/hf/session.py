@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ from kvledger.cache.ledger import Ledger
 from kvledger.hf import cache as caches
 from kvledger.hf.attention import use
 from kvledger.hf.chat import Chat
-from kvledger.hf.eviction import evict
 from kvledger.hf.layer import ArenaLayer
+from kvledger.hf.reading import Reading
 from kvledger.recipe import Recipe
 
 
@@ -52,6 +54,18 @@ def check_chunk(recipe: Recipe, chunk: int) -> None:
         raise ValueError(f"chunk={chunk} is smaller than the window of {recipe} ({recipe.method.window} queries)")
 
 
+def check_length(model: Any, tokens: int) -> None:
+    """ValueError if the model's positions cannot hold that many tokens."""
+    config = model.config.get_text_config(decoder=True)
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise ValueError(f"{tokens} tokens do not fit into the {most} positions of {config.model_type!r}")
+
+
+def _hash(ids: list[int]) -> str:
+    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:16]
+
+
 class Session:
     """Reads a context in chunks, answers questions, branches. `ledger` knows what it has cost so far."""
 
@@ -62,11 +76,12 @@ class Session:
         self.run = caches.run_of(self.cache)
         self.run.auto, self.run.reading = False, False
         self.tokens = 0
-        self._logits: Tensor | None = None  # of the last token of a question that waits for its answer
+        self.context_hash = ""  # of the tokens of the context
+        self.logits: Tensor | None = None  # of the last token of a question that waits for its answer
         self._unread: list[int] = []  # history that the cache has not seen yet
         self._turns = 0
         self._held = (0, 0)
-        self._reading_seconds = 0.0  # of the context, charged to the first turn of each request
+        self.reading_seconds = 0.0  # of the context, charged to the first turn of each request
         self._short_logits = (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
@@ -91,19 +106,43 @@ class Session:
         `protect`: character spans [start, end) of the context that no method may drop."""
         if self.tokens:
             raise ValueError("this session has read its context; open another, or fork before reading")
-        started = time.perf_counter()
+        ids = self.prompt(context, question, protect)
+        method = self.recipe.method
+        patch = ids[-method.window :] if patched and method.window else []
+        if patch and len(caches.arenas(self.cache)) != len(self.cache.layers):
+            raise ValueError(
+                "patched reading needs every layer to be a full-attention layer: others cannot forget the patch"
+            )
+        reading = Reading(self)
+        reading.advance(ids, len(ids), patch)
+        reading.end()
+        self.begin_turns(question is not None)
+
+    def prompt(self, context: str, question: str | None = None, protect: Sequence[tuple[int, int]] = ()) -> list[int]:
+        """The tokens to read, checked; those that may not be dropped are noted."""
         before, after = self.chat.opening(context, question or "")
         ids = before + (after if question is not None else [])
         if not ids:
             raise ValueError("the context is empty: there is nothing to read")
         self.check_length(len(ids))
+        method = self.recipe.method
+        if method.drops and method.tally == "probe":
+            probes = method.probes(ids, 0, self.chat.ids, self.chat.opening("", "")[1])
+            self.check_length(len(ids) + max(len(probe.ids) for probe in probes))
         self._protect(context, protect, range(len(before), len(ids)))
-        self._read(ids, patched)
-        self._turns = 0 if question is None else 1
-        if question is None:
-            self._logits = None
+        self.context_hash = _hash(before)
+        return ids
+
+    def hash_of(self, context: str) -> str:
+        """What `context_hash` is after `context` has been read."""
+        return _hash(self.chat.opening(context, "")[0])
+
+    def begin_turns(self, asked: bool) -> None:
+        """The context has been read, with a question behind it (`asked`) or without."""
+        self._turns = int(asked)
+        if not asked:
+            self.logits = None
         self._note_bytes()
-        self._reading_seconds = time.perf_counter() - started
 
     def ask(self, question: str, max_new_tokens: int = 64, gold: str | None = None) -> str:
         """Answer greedily, and stay: the next question sees this turn. `gold`, if given, is what history shows instead of
@@ -112,7 +151,7 @@ class Session:
 
     def turn(self, question: str, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
         """`ask` with its figures."""
-        if self._logits is not None:
+        if self.logits is not None:
             raise ValueError("the question that was read with the context has not been answered: call `answer` first")
         started = time.perf_counter()
         self._note_bytes()
@@ -130,24 +169,24 @@ class Session:
         self._unread = []
         self._turns += 1
         for start in range(0, len(ids), self.chunk or len(ids)):
-            self._forward(ids[start : start + (self.chunk or len(ids))], "ask")
-        self._reading_seconds += time.perf_counter() - started
+            self.forward(ids[start : start + (self.chunk or len(ids))], "ask")
+        self.reading_seconds += time.perf_counter() - started
         return self.answer(max_new_tokens, gold)
 
     def answer(self, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
         """Generate the answer to a question that has been read."""
-        if self._logits is None:
+        if self.logits is None:
             raise ValueError("no question waits for an answer: read one with the context, or call `ask`")
         self.check_length(self.tokens + max_new_tokens)
-        prompt_tokens, started = self.tokens, time.perf_counter() - self._reading_seconds
+        prompt_tokens, started = self.tokens, time.perf_counter() - self.reading_seconds
         marks = self._mark() if gold is not None else None
         new, first = self._decode(max_new_tokens)
         if marks is not None:
             assert gold is not None
             self._rollback(marks)
             self._unread = self.chat.answer(gold)
-        self._logits = None
-        self._reading_seconds, seconds = 0.0, time.perf_counter() - started
+        self.logits = None
+        self.reading_seconds, seconds = 0.0, time.perf_counter() - started
         return Answer(self.chat.text(new), prompt_tokens, len(new), *self._held, first - started, seconds)
 
     def fork(self) -> Session:
@@ -158,12 +197,15 @@ class Session:
         twin._unread = list(self._unread)
         return twin
 
+    def save(self, path: str | Path) -> int:
+        """Write this session to a file that `kvledger.reopen` continues from; returns its bytes."""
+        from kvledger.hf.saved import save
+
+        return save(self, path)
+
     def check_length(self, tokens: int) -> None:
         """ValueError if the model's positions cannot hold that many tokens."""
-        config = self.model.config.get_text_config(decoder=True)
-        most = getattr(config, "max_position_embeddings", None)
-        if most is not None and tokens > most:
-            raise ValueError(f"{tokens} tokens do not fit into the {most} positions of {config.model_type!r}")
+        check_length(self.model, tokens)
 
     # ---- how it is done ------------------------------------------------------------------------------------------
 
@@ -179,55 +221,22 @@ class Session:
             places |= set(question)
         self.run.pinned |= frozenset(places)
 
-    def _read(self, ids: list[int], patched: bool) -> None:
-        method, size = self.recipe.method, self.chunk or len(ids)
-        patch = ids[-method.window :] if patched and method.window else []
-        if patch and len(caches.arenas(self.cache)) != len(self.cache.layers):
-            raise ValueError(
-                "patched reading needs every layer to be a full-attention layer: others cannot forget the patch"
-            )
-        if method.drops and method.tally == "probe":
-            probes = method.probes(ids, 0, self.chat.ids, self.chat.opening("", "")[1])
-            self.check_length(len(ids) + max(len(probe.ids) for probe in probes))
-        self.run.reading = method.drops
-        starts = range(0, len(ids), size)
-        for start in starts:
-            last = start == starts[-1]
-            due = method.drops and (method.when == "chunk" or (last and method.when == "prompt"))
-            self.run.evict = due and method.tally != "probe"
-            probe = [] if last or not due else patch
-            self.run.probe = len(probe)
-            self._forward(ids[start : start + size] + probe, "read")
-            self.tokens -= len(probe)
-            if due and method.tally == "probe":
-                self._probe(ids[start if method.when == "chunk" else 0 : start + size])
-        self.run.reading = self.run.evict = False
-        self.run.probe = 0
-        for layer in caches.arenas(self.cache) if not method.every else ():
-            layer.close()
-
-    def _probe(self, ids: list[int]) -> None:
-        """Read what the method wants to ask of the last tokens `ids`, forget it, and let the method choose."""
-        run, logits = self.run, self._logits
-        start, lead = self.tokens - len(ids), self.chat.opening("", "")[1]
-        for probe in self.recipe.method.probes(ids, start, self.chat.ids, lead):
-            others = [None if isinstance(x, ArenaLayer) else copy.deepcopy(x) for x in self.cache.layers]
-            run.watching = probe
-            self._forward(list(probe.ids), "read")
-            self.tokens -= len(probe.ids)
-            self.cache.layers = [new if old is None else old for old, new in zip(others, self.cache.layers)]
-        run.watching, run.evict, self._logits = None, True, logits
-        with torch.inference_mode():
-            for layer in caches.arenas(self.cache):
-                evict(layer, [len(ids)], asked=True)
+    def schedule(self, ids: list[int], start: int, patch: int = 0) -> bool:
+        """Set what happens when the chunk of the prompt `ids` at `start` is read; whether rows go then."""
+        method, run = self.recipe.method, self.run
+        last = start + (self.chunk or len(ids)) >= len(ids)
+        due = method.drops and (method.when == "chunk" or (last and method.when == "prompt"))
+        run.reading, run.evict = method.drops, due and method.tally != "probe"
+        run.probe = 0 if last or not due else patch
+        return due
 
     @torch.inference_mode()
-    def _forward(self, ids: list[int], kind: str) -> None:
+    def forward(self, ids: list[int], kind: str) -> None:
         use(self.model)
         self.run.ledger.kind = kind
         tensor = torch.tensor([ids], device=self.model.device)
         out = self.model(input_ids=tensor, past_key_values=self.cache, use_cache=True, **self._short_logits)
-        self._logits = out.logits[0, -1]
+        self.logits = out.logits[0, -1]
         self.run.ledger.hold_other(caches.other_bytes(self.cache))
         self.tokens += len(ids)
 
@@ -236,14 +245,14 @@ class Session:
         new: list[int] = []
         stop, first = self._stop_ids(), 0.0
         while len(new) < max_new_tokens:
-            assert self._logits is not None
-            token = int(self._logits.argmax())
+            assert self.logits is not None
+            token = int(self.logits.argmax())
             first = first or time.perf_counter()
             if token in stop:
                 return new, first
             new.append(token)
             if len(new) < max_new_tokens:
-                self._forward([token], "decode")
+                self.forward([token], "decode")
         self._unread = new[-1:]
         return new, first
 

@@ -276,6 +276,14 @@ def window_attention(view: View, kernel: int, pool: str) -> Tensor:
 
 def softmax_mass(view: View) -> Tensor:
     """softmax(q·k·scale) of the window's queries over the candidates, causal, summed over the queries: [H, G, N] float32."""
-    logits = (view.queries.float() @ view.keys.float().transpose(-1, -2)[:, None]) * view.scale
-    hidden = (view.positions[:, None, :] > view.query_positions[None, :, None]) | ~view.stored[:, None, :]
-    return logits.masked_fill(hidden[:, None], -torch.inf).softmax(-1).nan_to_num(0.0).sum(-2)
+    logits = (view.queries.float() @ view.keys.float().transpose(-1, -2)[:, None]).mul_(view.scale)
+    later = (
+        (view.positions > view.query_positions[:1]).any(0).nonzero()
+    )  # rows that some query may not see: the last ones
+    if len(later):
+        tail = slice(int(later[0]), None)
+        unseen = view.positions[:, None, tail] > view.query_positions[None, :, None]
+        logits[..., tail].masked_fill_(unseen[:, None], -torch.inf)
+    if not bool(view.stored.all()):
+        logits.masked_fill_(~view.stored[:, None, None], -torch.inf)
+    return logits.softmax(-1).nan_to_num_(0.0).sum(-2)

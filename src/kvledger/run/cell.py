@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
-from kvledger.hf.session import Answer, Session, check_chunk
+from kvledger.hf.session import Answer, Session, check_chunk, check_length
 from kvledger.recipe import Recipe, parse
 from kvledger.records import Cell, Record
+from kvledger.run.readings import Readings
 from kvledger.tasks import get
-from kvledger.tasks.base import Sample, Turn
+from kvledger.tasks.base import Form, Sample, Turn
+from kvledger.tasks.hub import Data
 
 BESIDE = 4  # characters: the tokens next to the evidence belong to it, for heads that copy look at what follows a match
 SAMPLES_HELD = 64  # contexts are megabytes at most, and all recipes ask for one before the next comes
@@ -29,6 +32,12 @@ class Host:
     tokenizer: Any
     versions: str
     samples: dict[tuple[object, ...], Sample] = field(default_factory=dict)
+    data: str = ""  # where published data are: "hub", a folder, or "" for generated samples
+
+    @cached_property
+    def readings(self) -> Readings:
+        """What has been read of the present sample."""
+        return Readings(self.model, self.tokenizer)
 
     def count(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -53,12 +62,13 @@ def check(cell: Cell) -> None:
 
 def sample_of(cell: Cell, host: Host, index: int) -> Sample:
     """Sample `index` of a cell's task; the recipes that are compared on it share one."""
-    key = cell.task, cell.seed, index, cell.context, cell.turns, cell.form
+    key = cell.task, cell.seed, index, cell.context, cell.turns, cell.form, cell.data
     if key not in host.samples:
         if len(host.samples) >= SAMPLES_HELD:
             host.samples.clear()
-        host.samples[key] = get(cell.task).make(
-            seed=cell.seed, index=index, tokens=cell.context, count=host.count, turns=cell.turns, form=cell.form
+        data = Data(host.data) if cell.form == "real" else None
+        host.samples[key] = get(cell.task).sample(
+            cell.seed, index, cell.context, host.count, cell.turns, cast(Form, cell.form), data
         )
     return host.samples[key]
 
@@ -68,6 +78,8 @@ def play(cell: Cell, host: Host, index: int, done: set[int]) -> Iterator[Record]
     to there, since its cache has to be rebuilt; what was recorded is not recorded again."""
     sample = sample_of(cell, host, index)
     recipe = parse(cell.recipe)
+    host.readings.turn_to((cell.task, cell.seed, index, cell.context, cell.turns, cell.form, cell.data))
+    check_length(host.model, room(host, sample))
     answers = _conversation if cell.mode == "multi-turn" else _requests
     for number, answer, session in answers(cell, host, recipe, sample, done):
         if number in done:
@@ -102,18 +114,16 @@ def room(host: Host, sample: Sample) -> int:
 def _conversation(
     cell: Cell, host: Host, recipe: Recipe, sample: Sample, done: set[int]
 ) -> Iterator[tuple[int, Answer, Session]]:
-    session = Session(host.model, host.tokenizer, recipe, cell.chunk)
-    session.check_length(room(host, sample))
+    if len(done) == len(sample.turns):
+        return
+    session = None
     for number, turn in enumerate(sample.turns):
-        if len(done) == len(sample.turns):
-            return
         gold = turn.gold if cell.history == "gold" else None
-        if number == 0 and cell.visibility != "hidden":
-            session.read(sample.text, turn.question, cell.visibility == "patched", _spans(recipe, sample))
+        if session is None and cell.visibility != "hidden":
+            session = _reader(cell, host, recipe, sample, turn.question)
             answer = session.answer(turn.max_new_tokens, gold)
         else:
-            if number == 0:
-                session.read(sample.text, protect=_spans(recipe, sample))
+            session = session or _reader(cell, host, recipe, sample, None)
             answer = session.turn(turn.question, turn.max_new_tokens, gold)
         yield number, answer, session
 
@@ -121,20 +131,22 @@ def _conversation(
 def _requests(
     cell: Cell, host: Host, recipe: Recipe, sample: Sample, done: set[int]
 ) -> Iterator[tuple[int, Answer, Session]]:
-    base = Session(host.model, host.tokenizer, recipe, cell.chunk)
-    base.check_length(room(host, sample))
     for number, turn in enumerate(sample.turns):
         if number in done:
             continue
-        if cell.visibility == "hidden":
-            if not base.tokens:
-                base.read(sample.text, protect=_spans(recipe, sample))
-            branch = base.fork()
-            yield number, branch.turn(turn.question, turn.max_new_tokens), branch
-        else:
-            request = Session(host.model, host.tokenizer, recipe, cell.chunk)
-            request.read(sample.text, turn.question, cell.visibility == "patched", _spans(recipe, sample))
-            yield number, request.answer(turn.max_new_tokens), request
+        hidden = cell.visibility == "hidden"
+        request = _reader(cell, host, recipe, sample, None if hidden else turn.question)
+        answer = request.turn(turn.question, turn.max_new_tokens) if hidden else request.answer(turn.max_new_tokens)
+        yield number, answer, request
+
+
+def _reader(cell: Cell, host: Host, recipe: Recipe, sample: Sample, question: str | None) -> Session:
+    """A session that has read the context, and the question if there is one."""
+    if cell.visibility != "patched":
+        return host.readings.read(recipe, cell.chunk, sample.text, question, lambda one: _spans(one, sample))
+    session = Session(host.model, host.tokenizer, recipe, cell.chunk)
+    session.read(sample.text, question, True, _spans(recipe, sample))
+    return session
 
 
 def _record(
@@ -178,4 +190,6 @@ def _record(
         seconds=answer.seconds,
         curve=ledger.curve(),
         versions=host.versions,
+        question=turn.question,
+        golds=turn.golds,
     )

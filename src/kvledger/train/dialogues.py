@@ -17,6 +17,7 @@ from kvledger.train.packing import Packed, Piece, filler_of, join
 FIRST_SEED = 1_000_000  # evaluations use smaller ones
 SMALL_VOCABULARY = 8192
 SHARES = (0.02, 0.08, 0.2, 0.4)  # of a sequence that is questions and answers: a context is dear, so it is asked often
+FAR_BACK = "scbench/kv,scbench/prefix_suffix,scbench/vt,scbench/mf,scbench/many_shot,scbench/mix"
 MOST_TURNS = 20  # vt of the small form has names for 33
 
 
@@ -26,8 +27,8 @@ def form_of(tokenizer: Any) -> Form:
 
 
 def choose(names: str) -> tuple[Task, ...]:
-    """Tasks and suites by name, separated by commas; all offline tasks of SCBench if none is named."""
-    return tuple(dict.fromkeys(task for name in (names or "scbench").split(",") for task in suite(name.strip())))
+    """Tasks and suites by name, separated by commas; if none is named, those that ask for what stands far back."""
+    return tuple(dict.fromkeys(task for name in (names or FAR_BACK).split(",") for task in suite(name.strip())))
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Dialogues:
         def count(text: str) -> int:
             return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-        return task.make(FIRST_SEED + self.seed, number, tokens, count, turns=turns, form=form_of(self.tokenizer))
+        return task.sample(FIRST_SEED + self.seed, number, tokens, count, turns, form_of(self.tokenizer))
 
     def _piece(self, sample: Sample) -> Piece | None:
         """The conversation up to the last turn that fits, no question twice; None if not even one turn fits."""

@@ -12,7 +12,6 @@ document is read whole, in one forward.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,6 +25,7 @@ from kvledger.hf.attention import use
 from kvledger.hf.cache import arenas, new_cache, run_of
 from kvledger.hf.chat import Chat
 from kvledger.hf.layer import ArenaLayer
+from kvledger.hf.probing import ask
 from kvledger.methods.base import Fresh, Method
 from kvledger.methods.kvzip import KVzip
 from kvledger.methods.locret import joined
@@ -101,11 +101,7 @@ def examples(kind: str, model: Any, tokenizer: Any, sequence: Packed) -> Iterato
 def _repeated(model: Any, chat: Chat, ids: list[int]) -> Example:
     method = Repeater()
     cache = _read(model, method, ids)
-    run = run_of(cache)
-    for run.watching in method.probes(ids, 0, chat.ids, chat.opening("", "")[1]):
-        others = [None if isinstance(x, ArenaLayer) else copy.deepcopy(x) for x in cache.layers]
-        _feed(model, cache, run.watching.ids)
-        cache.layers = [new if old is None else old for old, new in zip(others, cache.layers)]
+    ask(model, cache, [ids], chat)
     tallies = [_tally(layer) for layer in arenas(cache)]
     return Example(tuple(method.inputs), tuple(x.clamp(min=LEAST).log() for x in tallies))
 
