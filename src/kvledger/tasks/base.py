@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from kvledger.tasks.hub import Data
 
 Role = Literal["instruction", "demos", "context"]
-Form = Literal["small", "full"]
+Form = Literal["small", "full", "real"]
 CountTokens = Callable[[str], int]
 Score = Callable[[str, tuple[str, ...]], float]
 
@@ -55,21 +58,62 @@ class Sample:
         return "".join(segment.text for segment in self.segments)
 
 
+class Unfit(ValueError):
+    """One sample cannot be asked (its row is too long, or there is no such row); the others can."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """A row of the registry: `kvledger tasks` prints it, the runner calls `make` and `score`.
+    """A row of the registry: `kvledger tasks` prints it, the runner calls `make` (or `real`) and `score`.
 
     `make(seed, index, tokens, count, turns, form)` returns one Sample whose text has at most `tokens` tokens by `count`
     and as close to it as the generator's grain allows.  The same arguments give the same Sample.
+    `real(data, seed, index, tokens, count, turns)` does the same from published data (`hub.Data`), where there are any.
+    `chance` is the score of an answer of the right shape that was picked without reading, `baseline` what the best guess
+    without the context scores. `lengths` are the published context lengths in tokens, `turns` the questions a context has
+    unless the user says otherwise, `category` one of the 8 of arXiv 2506.17121 where the task is among its 21.
     """
 
     name: str
     suite: str
     capability: str
     metric: str
-    make: Callable[..., Sample]
+    make: Callable[..., Sample] | None
     score: Score
     legacy: Score
     chance: float
-    offline: bool = True
+    baseline: float = 0.0
     source: str = ""
+    licence: str = ""
+    lengths: tuple[int, ...] = ()
+    turns: int = 5
+    category: str = ""
+    real: Callable[..., Sample] | None = None
+    rows: int = 0  # contexts that were published, 0 where there is no such number
+
+    @property
+    def offline(self) -> bool:
+        """Whether samples are generated, with no download."""
+        return self.make is not None
+
+    def sample(
+        self,
+        seed: int,
+        index: int,
+        tokens: int,
+        count: CountTokens,
+        turns: int,
+        form: Form = "small",
+        data: Data | None = None,
+    ) -> Sample:
+        """Sample `index`: from published `data` if `form` is "real", else generated. ValueError for what the task has not;
+        `Unfit` for a row that this length or data set does not hold."""
+        if form == "real":
+            if self.real is None:
+                raise ValueError(f"{self.name} is generated and has no published data; leave --data away for it")
+            if data is None:
+                raise ValueError(f"{self.name}: form 'real' needs data: --data hub, or a folder")
+            return self.real(data, seed, index, tokens, count, turns)
+        if self.make is None:
+            raise ValueError(f"{self.name} cannot be generated; give --data hub or --data DIR")
+        return self.make(seed=seed, index=index, tokens=tokens, count=count, turns=turns, form=form)

@@ -53,26 +53,45 @@ def stratify(rng: random.Random, places: int, turns: int) -> list[int]:
     return picks
 
 
+CLOSE = 128  # of a long text, so much of the budget may stay free: the last steps cost a count of the whole text each
+LONG = 16_384  # tokens
+
+
 def fit(build: Callable[[int], Sample], least: int, tokens: int, count: CountTokens) -> Sample:
-    """The sample of the largest size whose text has at most `tokens` tokens, found by doubling and then bisection."""
+    """The sample of the largest size whose text has at most `tokens` tokens, found by interpolation between sizes; of a long
+    text, one that is about 1/128 below it."""
     best = build(least)
-    if count(best.text) > tokens:
-        raise ValueError(f"{tokens} tokens are too few: the smallest context has {count(best.text)}")
-    low, high = least, least * 2
-    while count((trial := build(high)).text) <= tokens:
-        best, low, high = trial, high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        trial = build(middle)
-        if count(trial.text) <= tokens:
-            best, low = trial, middle
+    low, used = least, count(best.text)  # the size known to fit, and its tokens
+    high = over = 0  # the size known not to, and its tokens
+    if used > tokens:
+        raise ValueError(f"{tokens} tokens are too few: the smallest context has {used}")
+    rate, trials = used / least, 0  # tokens per unit of size
+    while not high or high - low > 1:
+        if tokens > LONG and (tokens - used < tokens // CLOSE or 0 < high - low <= low // CLOSE):
+            break
+        trials += 1
+        if high:
+            between = int((high - low) * (tokens - used) / (over - used)) if trials % 4 else (high - low) // 2
+            size = low + min(max(1, between), high - low - 1)
         else:
-            high = middle
+            size = low + max(1, min(int((tokens - used) / rate), 15 * low))
+        trial = build(size)
+        taken = count(trial.text)
+        slope = (taken - used) / (size - low)
+        rate = slope if slope > 0.2 * used / low else used / low  # a step or two can even lose tokens
+        if taken <= tokens:
+            best, low, used = trial, size, taken
+        else:
+            high, over = size, taken
     return best
 
 
-def maker(task: str, build: Build, least: Callable[[int], int]) -> Callable[..., Sample]:
-    """`Task.make` from a generator. `least(turns)` is the smallest size that can hold that many questions."""
+def maker(
+    task: str, build: Build, least: Callable[[int], int], least_full: Callable[[int], int] | None = None
+) -> Callable[..., Sample]:
+    """`Task.make` from a generator. `least(turns)` is the smallest size that can hold that many questions, in the full form
+    `least_full(turns)`."""
+    smallest = {"small": least, "full": least_full or least}
 
     def make(seed: int, index: int, tokens: int, count: CountTokens, turns: int = 5, form: Form = "small") -> Sample:
         if turns < 1:
@@ -83,6 +102,6 @@ def maker(task: str, build: Build, least: Callable[[int], int]) -> Callable[...,
         def sized(size: int) -> Sample:
             return build(random.Random(f"{task} {form} {seed} {index}"), size, turns, form)
 
-        return replace(fit(sized, least(turns), tokens, count), index=index)
+        return replace(fit(sized, smallest[form](turns), tokens, count), index=index)
 
     return make

@@ -2,13 +2,15 @@
 
 Math.Find: SCBench draws 30,000 three-digit numbers uniformly, so its six answers are known without reading; here each
 row has its own range and the ranks asked for are planted.  ManyShot: random words carry random labels, so nothing but
-the shots can tell.  Mix follows SCBench's Mix.RepoQA+KV: key-value pairs lie between the parts of another task.
+the shots can tell (they stand in for salient translation errors, which are natural text); the full form has dates and
+tracked objects too (`puzzles.py`).  Mix follows SCBench's Mix.RepoQA+KV: key-value pairs lie between the parts of another task.
 """
 
 from __future__ import annotations
 
 import random
 
+from kvledger.tasks import puzzles
 from kvledger.tasks.base import Form, Sample, Turn
 from kvledger.tasks.draft import Draft, Span, stratify
 from kvledger.tasks.retrieval import KV_IS, kv_turn
@@ -82,7 +84,10 @@ def _mf_turn(rank: str, value: int, spans: list[Span]) -> Turn:
 
 
 def many_shot(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
-    """`size` shots. A word carries one label in all of its shots; labels are dealt evenly."""
+    """`size` shots. A word carries one label in all of its shots; labels are dealt evenly. The full form is one of three tasks
+    by turns of the seed, as SCBench takes three of BIG-Bench Hard: labelled words, dates, and objects that change hands."""
+    if form == "full" and (kind := rng.choice(("words", "dates", "objects"))) != "words":
+        return puzzles.many_shot(rng, size, turns, kind)
     draft = Draft()
     draft.add("instruction", MS_INSTRUCTION)
     shots = Shots(rng, size, form)
@@ -150,7 +155,7 @@ def mix(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
     for i in range(size):
         shots.add(draft, i)
         if i % 2:
-            key, value = distinct(lambda: identifier(rng, form), 2, taken)
+            key, value = distinct(lambda: identifier(rng, form, size), 2, taken)
             draft.add("context", MIX_OPEN)
             pairs.append((key, value, draft.add("context", f"{key}{KV_IS}{value}")))
             draft.add("context", MIX_CLOSE)

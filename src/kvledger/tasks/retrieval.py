@@ -11,7 +11,7 @@ import random
 
 from kvledger.tasks.base import Form, Sample, Turn
 from kvledger.tasks.draft import Draft, Span, stratify
-from kvledger.tasks.words import CODES, SYLLABLES, distinct, identifier, letters, name, number
+from kvledger.tasks.words import CODES, MANY, distinct, identifier, letters, name, number, syllables
 
 KV_INSTRUCTION = "Extract the value corresponding to the specified key in the JSON object below.\n\n"
 KV_OPEN, KV_IS, KV_NEXT, KV_CLOSE = 'JSON data:\n{"', '": "', '", "', '"}'
@@ -24,6 +24,11 @@ PS_LENGTH, PS_PART = 25, 4  # characters of a full string, and of its prefix and
 
 VT_INSTRUCTION = "Keep track of the variables assigned in the text below.\n\n"
 VT_HOPS = 2
+TRACK = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
+TRACK_ASK = "\n\nQuestion: Find all variables that are assigned the value {value} in the text above.\n"
+TRACK_END = (
+    "According to the chain(s) of variable assignment in the text above, {hops} variables are assigned the value "
+)
 VT_VAR, VT_VALUE, VT_COPY, VT_STOP = "VAR ", " = ", " = VAR ", ". "
 VT_ASK, VT_END = "\n\nFind all variables that are assigned the value ", " in the text above: "
 NOISE = ("The grass is green. ", "The sky is blue. ", "The sun is yellow. ", "Here we go. ", "There and back again. ")
@@ -31,7 +36,7 @@ NOISE = ("The grass is green. ", "The sky is blue. ", "The sun is yellow. ", "He
 
 def kv(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
     """`size` pairs of unique keys and unique values in one JSON object; a question names a key."""
-    words = distinct(lambda: identifier(rng, form), 2 * size)
+    words = distinct(lambda: identifier(rng, form, 2 * size), 2 * size)
     pairs = list(zip(words[::2], words[1::2], strict=True))
     draft = Draft()
     draft.add("instruction", KV_INSTRUCTION)
@@ -46,7 +51,8 @@ def kv(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
 
 def kv_turn(key: str, value: str, span: Span, form: Form, subtask: str = "") -> Turn:
     cap = 8 if form == "small" else 150
-    return Turn(f"{KV_ASK}{key}{KV_END}", value, (value,), cap, (span,), subtask=subtask)
+    gap = "" if form == "small" else "\n"  # SCBench's input opens with a line break of its own
+    return Turn(f"{gap}{KV_ASK}{key}{KV_END}", value, (value,), cap, (span,), subtask=subtask)
 
 
 def prefix_suffix(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
@@ -71,8 +77,10 @@ def _ps_turn(parts: tuple[str, str, str], span: Span, form: Form) -> Turn:
 
 
 def _strings(rng: random.Random, size: int, asked: list[int], form: Form) -> list[tuple[str, str, str]]:
+    more = 1 if size <= MANY // 2 else 2  # syllables a part: the pairs of ends must not run out
+
     def part(length: int) -> str:
-        return rng.choice(SYLLABLES) if form == "small" else letters(rng, CODES, length)
+        return syllables(rng, more) if form == "small" else letters(rng, CODES, length)
 
     strings: list[tuple[str, str, str]] = [("", "", "")] * size
     ends: set[tuple[str, str]] = set()
@@ -108,7 +116,7 @@ def vt(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
         for link, place in enumerate((first, *later)):
             due.setdefault(place, []).append((chain, link))
     draft = Draft()
-    draft.add("instruction", VT_INSTRUCTION)
+    draft.add("instruction", VT_INSTRUCTION if form == "small" else TRACK)
     spans: list[list[Span]] = [[] for _ in chains]
     for place in range(size + 1):
         for chain, link in due.get(place, []):
@@ -125,5 +133,7 @@ def _assign(chain: list[str], link: int, value: str) -> str:
 
 
 def _vt_turn(chain: list[str], value: str, spans: list[Span], form: Form) -> Turn:
-    cap = 10 if form == "small" else 30
-    return Turn(f"{VT_ASK}{value}{VT_END}", " ".join(chain), tuple(chain), cap, tuple(spans))
+    if form == "small":
+        return Turn(f"{VT_ASK}{value}{VT_END}", " ".join(chain), tuple(chain), 10, tuple(spans))
+    asked = (TRACK_ASK + TRACK_END + "{value}, they are: ").format(value=value, hops=len(chain))
+    return Turn(asked, " ".join(chain), tuple(chain), 30, tuple(spans))

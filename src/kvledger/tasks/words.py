@@ -25,9 +25,14 @@ def letters(rng: random.Random, alphabet: str, length: int) -> str:
     return "".join(rng.choice(alphabet) for _ in range(length))
 
 
-def identifier(rng: random.Random, form: Form) -> str:
-    """A key or value of Retr.KV: a uuid, or two syllables."""
-    return syllables(rng, 2) if form == "small" else str(uuid.UUID(int=rng.getrandbits(128), version=4))
+MANY = 8_000  # identifiers that two syllables, of which there are 10,000 pairs, are still drawn for at ease
+
+
+def identifier(rng: random.Random, form: Form, wanted: int = 0) -> str:
+    """A key or value of Retr.KV: a uuid, or two syllables (three where more are `wanted` than two can tell apart)."""
+    if form == "small":
+        return syllables(rng, 2 if wanted <= MANY else 3)
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 def name(rng: random.Random, form: Form) -> str:

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvledger import zoo
-from kvledger.tasks import TASKS, Sample, Task, get
-from kvledger.zoo.data import FIRST_TRAINING_SEED
+from kvledger.tasks import Sample, Task, get
+from kvledger.zoo.data import FIRST_TRAINING_SEED, PLANS
 
 MODES = ("multi-turn", "multi-request")
 
@@ -76,7 +76,7 @@ def evaluate(folder: Path, tasks: list[str], tokens: int, samples: int, seed: in
     results = []
     for name in tasks:
         task = get(name)
-        made = [task.make(seed, i, tokens, lambda text: len(tokenizer.encode(text)), turns) for i in range(samples)]
+        made = [task.sample(seed, i, tokens, lambda text: len(tokenizer.encode(text)), turns) for i in range(samples)]
         scores = [ask_all(Reader(model, tokenizer), task, each, mode) for each in made]
         by_turn = [round(statistics.mean(column), 3) for column in zip(*scores, strict=True)]
         mean = round(statistics.mean(score for row in scores for score in row), 4)
@@ -89,7 +89,7 @@ def evaluate(folder: Path, tasks: list[str], tokens: int, samples: int, seed: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=zoo.path())
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=[f"scbench/{name}" for name in PLANS])
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048])
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--turns", type=int, default=5)
