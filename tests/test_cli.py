@@ -27,7 +27,7 @@ def test_methods_and_tasks_are_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert all({"name", "stage", "scope", "needs", "paper"} <= set(m) for m in methods)
     assert main(["tasks", "--json"]) == 0
     tasks = json.loads(capsys.readouterr().out)
-    assert len(tasks) == 6
+    assert len({task["name"] for task in tasks}) == len(tasks) > 20
     assert all({"name", "suite", "capability", "metric", "offline"} <= set(t) for t in tasks)
 
 

@@ -1,4 +1,4 @@
-"""The command line: demo · run · train · probe · report · methods · tasks. Bodies import late: `--help` loads no torch."""
+"""The command line; `kvledger --help` lists its commands. Bodies import late: `--help` loads no torch."""
 
 from __future__ import annotations
 
@@ -76,11 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     _train_options(train)
     train.set_defaults(body=_train, parser=train)
 
-    _probe_parser(commands)
+    _run_parsers(commands)
+    _inspect_parser(commands)
 
     report = commands.add_parser("report", help="table and page from the records of a run", allow_abbrev=False)
-    report.add_argument("dir", metavar="DIR")
+    report.add_argument(
+        "dir", nargs="+", metavar="DIR", help="of one run; of two: what changed from the first to the second"
+    )
     report.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
+    report.add_argument("--figures", metavar="OUT", help="also write every figure to OUT, as SVG and PDF")
+    report.add_argument("--tables", metavar="OUT", help="also write every table to OUT, as CSV and LaTeX")
     report.set_defaults(body=_report, parser=report)
 
     for name, body, text in (("methods", _methods, "all methods"), ("tasks", _tasks, "all tasks")):
@@ -96,16 +101,16 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
     run.add_argument("--recipes", nargs="+", required=True, metavar="RECIPE", help='e.g. full "snapkv(keep=0.3)"')
     run.add_argument(
-        "--tasks", nargs="+", required=True, metavar="TASK", help="e.g. scbench/kv, or a whole suite: scbench"
+        "--tasks", nargs="+", required=True, metavar="TASK", help="scbench/kv, a suite (scbench), my.jsonl"
     )
     run.add_argument("--modes", nargs="+", default=["multi-turn"], metavar="MODE", help="multi-turn, multi-request")
     run.add_argument("--visibility", nargs="+", default=["hidden"], metavar="V", help="hidden, visible, patched")
-    run.add_argument(
-        "--context", nargs="+", type=int, default=[2048], metavar="TOKENS", help="tokens of the shared context"
-    )
+    run.add_argument("--context", nargs="+", type=int, default=[2048], metavar="TOKENS", help="of the shared context")
     run.add_argument("--chunk", type=int, default=512, metavar="TOKENS", help="tokens read at a time; 0: in one shot")
-    run.add_argument("--samples", type=int, default=10, help="contexts per task")
-    run.add_argument("--turns", type=int, default=5, help="questions per context")
+    run.add_argument("--tier", default="quick", help="contexts per task: quick 10, standard 50, full all published")
+    run.add_argument("--samples", type=int, help="contexts per task, instead of the tier's")
+    run.add_argument("--turns", type=int, help="questions per context; default: the task's own number")
+    run.add_argument("--data", default="", metavar="hub|DIR", help="published data instead of generated samples")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--history", default="gold", help="what later turns see as earlier answers: gold, model")
     run.add_argument("--form", default="auto", help="small or full SCBench shapes; auto: small for small vocabularies")
@@ -118,10 +123,42 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     add_options(train)
 
 
-def _probe_parser(commands: Any) -> None:
-    from kvledger.run.probe import add_parser  # loads no torch
+def _run_parsers(commands: Any) -> None:
+    from kvledger.run import critical_command, drift, judge, probe  # load no torch
 
-    add_parser(commands)
+    probe.add_parser(commands)
+    judge.add_parser(commands)
+    critical_command.add_parser(commands).set_defaults(body=_critical)
+    drift.add_parser(commands).set_defaults(body=_drift)
+
+
+def _critical(arguments: argparse.Namespace) -> None:
+    from kvledger.report.critical import show
+    from kvledger.run.critical_command import run
+
+    run(arguments, show)
+
+
+def _drift(arguments: argparse.Namespace) -> None:
+    from kvledger.report.drift import show
+    from kvledger.run.drift import measure
+
+    measure(arguments)
+    show(Path(arguments.out), arguments.scores)
+
+
+def _inspect_parser(commands: Any) -> None:
+    from kvledger.run.inspect import add_parser  # loads no torch
+
+    inspector = add_parser(commands)
+    inspector.set_defaults(body=_inspect, parser=inspector)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from kvledger.report import inspector
+    from kvledger.run.inspect import inspect
+
+    print(f"page: {inspector.write(inspect(arguments), arguments.out)}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -186,34 +223,22 @@ def _play(grid: Any, out: Path) -> None:
 
 def _show(out: Path) -> None:
     """The page, the table, and where the page is."""
-    from kvledger.records import read
-    from kvledger.report import print_table, write_page
+    from kvledger.report.command import show
 
-    records, _ = read(out)
-    write_page(records, out / "report.html")
-    print_table(records)
-    print(f"\npage: {out / 'report.html'}")
+    show(out, _kinds())
+
+
+def _kinds() -> dict[str, str]:
+    """task -> category of the long-context paper, else capability: what the report shows as one."""
+    from kvledger.tasks import TASKS
+
+    return {name: getattr(task, "category", "") or task.capability for name, task in TASKS.items()}
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from kvledger.records import read
-    from kvledger.report import to_json, write_page
+    from kvledger.report.command import body
 
-    out = Path(arguments.dir)
-    if not (out / "records").is_dir():
-        raise ValueError(
-            f"no records in {out}: expected {out / 'records'}/*.jsonl, as written by kvledger run --out {out}"
-        )
-    records, damaged = read(out)
-    for line in damaged:
-        print(f"kvledger: {line}", file=sys.stderr)
-    if not records:
-        raise ValueError(f"{out / 'records'} holds no readable record")
-    if arguments.json:
-        write_page(records, out / "report.html")
-        print(json.dumps(to_json(records), ensure_ascii=False))
-    else:
-        _show(out)
+    body(arguments, _kinds())
 
 
 def _methods(arguments: argparse.Namespace) -> None:
@@ -250,9 +275,11 @@ def _entry(cls: Any) -> Any:
 
 def _tasks(arguments: argparse.Namespace) -> None:
     from kvledger.tasks import TASKS
+    from kvledger.tasks.suites import LEGEND, facts, shown
 
-    names = ("name", "suite", "capability", "metric", "chance", "offline", "source")
-    _listing([{name: getattr(task, name) for name in names} for task in TASKS.values()], arguments.json)
+    _listing([(facts if arguments.json else shown)(task) for task in TASKS.values()], arguments.json)
+    if not arguments.json:
+        print(f"\n{LEGEND}")
 
 
 def _listing(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -264,10 +291,11 @@ def _listing(rows: list[dict[str, Any]], as_json: bool) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "task")
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    console = Console()
+    Console(width=console.width if console.is_terminal else 140).print(table)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 
 import pytest
+from report.browser import NAMES, Browser, find
 
 from kvledger.records import Cell, Record
+from kvledger.report.study import Study, collect
 
 MakeRecord = Callable[..., Record]
 PER_ENTRY = 4096  # bytes of one entry over all layers and heads
@@ -119,11 +121,12 @@ def sweep(
     turns: int = 5,
     context: int = 4096,
     chunk: int = 512,
+    methods: Mapping[str, tuple[float, float, float]] = _METHODS,
 ) -> list[Record]:
     """A plausible sweep; the full cache is run for the first visibility only, as a real one would."""
     recipes = [("full", "full", 1.0)] + [
         (" + ".join([f"{method.split(' + ')[0]}(keep={keep})", *method.split(" + ")[1:]]), method, keep)
-        for method, keep in product(_METHODS, keeps)
+        for method, keep in product(methods, keeps)
     ]
     records: list[Record] = []
     for (recipe, method, keep), task, mode, visibility in product(recipes, tasks, modes, visibilities):
@@ -156,6 +159,7 @@ def _cell(cell: Cell, method: str, keep: float) -> Iterator[Record]:
             chunk=cell.chunk,
             sample=sample,
             turn=turn,
+            depth=rng.random(),
             prediction=prediction,
             score=score,
             legacy_score=score,
@@ -181,4 +185,27 @@ def make() -> MakeRecord:
 
 @pytest.fixture(scope="session")
 def realistic() -> list[Record]:
-    return sweep()
+    return sweep(samples=6)
+
+
+@pytest.fixture(scope="session")
+def studied(realistic: list[Record]) -> Study:
+    return collect(realistic)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = find()
+    if path is None:
+        pytest.skip(f"no browser on the path: looked for {', '.join(NAMES)}")
+    opened = Browser(path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def big() -> list[Record]:
+    """25 methods at 5 keeps on 5 tasks with 2 visibilities: as many rows as a run over the whole family has."""
+    methods = {f"method_{number}": (0.02 * number, 1.0, 0.5) for number in range(25)}
+    tasks = tuple(f"scbench/{name}" for name in ("kv", "vt", "mf", "prefix_suffix", "many_shot"))
+    return sweep(tasks=tasks, modes=("multi-turn",), samples=2, context=1024, methods=methods)

@@ -9,26 +9,27 @@ import pytest
 
 from kvledger.records import Record
 from kvledger.report import svg, units
+from kvledger.report.export import panels
 from kvledger.report.facets import Panel, choices
-from kvledger.report.figures import MEASURES, front, pareto, short
-from kvledger.report.memory import lives
+from kvledger.report.figures import MEASURES, first_measure, front, numbers, pareto, short
 from kvledger.report.palette import styles
-from kvledger.report.study import collect
-from kvledger.report.turns import by_turn
+from kvledger.report.study import Study, collect
 
 Make = Callable[..., Record]
 
 
 def all_panels(records: list[Record]) -> list[Panel]:
-    rows = collect(records).rows
-    look = styles(row.line for row in rows if not row.full)
-    return [*pareto(rows, look), *by_turn(rows, look), *lives(rows, look)[0]]
+    return [panel for _, panel in panels(collect(records))]
 
 
-def test_every_picture_is_well_formed_and_says_what_it_is(realistic: list[Record]) -> None:
-    panels = all_panels(realistic)
+@pytest.fixture(scope="module")
+def drawn(studied: Study) -> list[Panel]:
+    return [panel for _, panel in panels(studied, "0.3")]
+
+
+def test_every_picture_is_well_formed_and_says_what_it_is(drawn: list[Panel]) -> None:
     names = []
-    for panel in panels:
+    for panel in drawn:
         root = ET.fromstring(panel.svg)
         title, description = root[0], root[1]
         assert (title.tag, description.tag) == ("title", "desc")
@@ -38,8 +39,8 @@ def test_every_picture_is_well_formed_and_says_what_it_is(realistic: list[Record
     assert len(names) == len(set(names))
 
 
-def test_no_picture_holds_a_number_that_is_none(realistic: list[Record]) -> None:
-    for panel in all_panels(realistic):
+def test_no_picture_holds_a_number_that_is_none(drawn: list[Panel]) -> None:
+    for panel in drawn:
         assert "nan" not in panel.svg
         assert "inf," not in panel.svg
 
@@ -60,15 +61,17 @@ def test_front_is_what_nothing_beats(make: Make) -> None:
 
 def test_points_lie_where_their_numbers_say(make: Make) -> None:
     rows = collect([make(footprint=0.5, score=0.5), make(recipe="full", score=1.0)]).rows
-    root = ET.fromstring(pareto(rows, styles(["snapkv"]))[0].svg)
+    root = ET.fromstring(pareto(rows, styles(["snapkv"]), numbers(rows))[0].svg)
     (mark,) = list(root.iter("circle"))
+    assert rows[int(mark.get("data-r", ""))].recipe == "snapkv(keep=0.5)"
     frame = svg.Frame()
     assert float(mark.get("cx", "")) == pytest.approx((frame.left + frame.x1) / 2, abs=0.1)
     assert float(mark.get("cy", "")) == pytest.approx((frame.top + frame.y1) / 2, abs=0.1)
 
 
 def test_one_turn_draws_no_turns_and_no_curve_no_life(make: Make) -> None:
-    assert {panel.keys.get("measure", "") for panel in all_panels([make()])} == {measure.name for measure in MEASURES}
+    found = {panel.keys.get("measure", "") for panel in all_panels([make(depth=0.0)])}
+    assert found == {measure.name for measure in MEASURES}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_one_turn_draws_no_turns_and_no_curve_no_life(make: Make) -> None:
     ],
 )
 def test_odd_curves_are_drawn(make: Make, curve: tuple[tuple[int, float, str], ...]) -> None:
-    (picture,) = [panel for panel in all_panels([make(curve=curve)]) if "measure" not in panel.keys]
+    (picture,) = [panel for panel in all_panels([make(curve=curve, depth=0.0)]) if "measure" not in panel.keys]
     ET.fromstring(picture.svg)
     assert len(picture.svg) < 60_000
 
@@ -130,7 +133,8 @@ def test_units() -> None:
 
 def test_recipes_that_hold_the_same_stand_side_by_side(make: Make) -> None:
     rows = collect([make(recipe=name, method=name, score=0.5) for name in ("a", "b", "c")]).rows
-    root = ET.fromstring(pareto(rows, {name: styles(["snapkv"])["snapkv"] for name in "abc"})[0].svg)
+    look = {name: styles(["snapkv"])["snapkv"] for name in "abc"}
+    root = ET.fromstring(pareto(rows, look, numbers(rows))[0].svg)
     places = sorted(float(mark.get("cx", "")) for mark in root.iter("circle"))
     assert len(set(places)) == 3
     assert places[-1] - places[0] < 8
@@ -139,3 +143,30 @@ def test_recipes_that_hold_the_same_stand_side_by_side(make: Make) -> None:
 def test_labels_tell_variants_of_a_method_apart() -> None:
     assert short("snapkv(when='chunk') + kivi(bits=4, group=32)") == "snapkv chunk + kivi 4 32"
     assert short("full") == "full"
+
+
+def test_many_recipes_that_hold_the_same_stay_near_their_place(make: Make) -> None:
+    names = [f"m{number}" for number in range(30)]
+    rows = collect([make(recipe=name, method=name, score=0.5) for name in names]).rows
+    root = ET.fromstring(pareto(rows, dict.fromkeys(names, styles(["snapkv"])["snapkv"]), numbers(rows))[0].svg)
+    places = [float(mark.get("cx", "")) for mark in root.iter("circle")]
+    assert len(places) == 30
+    assert max(places) - min(places) <= 26.2
+
+
+def test_what_holds_far_more_than_the_full_cache_stands_at_the_end_with_its_number(make: Make) -> None:
+    facts = {"a": 0.4, "b": 0.5, "c": 0.6, "d": 0.7, "e": 3.7}
+    rows = collect([make(recipe=r, method=r, footprint=f) for r, f in facts.items()]).rows
+    root = ET.fromstring(pareto(rows, dict.fromkeys(facts, styles(["snapkv"])["snapkv"]), numbers(rows))[0].svg)
+    marks = {rows[int(mark.get("data-r", ""))].recipe: float(mark.get("cx", "")) for mark in root.iter("circle")}
+    assert marks["e"] == pytest.approx(svg.Frame().x1, abs=0.1)
+    assert marks["d"] < 0.8 * svg.Frame().x1
+    assert "e 370 % →" in [text.text for text in root.iter("text")]
+
+
+@pytest.mark.parametrize(
+    "footprints, name", [((0.3, 0.6, 0.95), "entry footprint"), ((0.95, 0.93, 0.3), "stored bytes")]
+)
+def test_the_first_measure_is_one_that_tells_recipes_apart(make: Make, footprints: list[float], name: str) -> None:
+    records = [make(recipe=f"r{n}", method=f"r{n}", footprint=value) for n, value in enumerate(footprints)]
+    assert first_measure(collect(records).rows).name == name

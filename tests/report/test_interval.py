@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kvledger.report.interval import contrast, mean
+from kvledger.report.interval import _quantile, contrast, mean
 
 
 def test_mean_weighs_turns_and_not_samples() -> None:
@@ -54,3 +57,8 @@ def test_no_pairs_give_no_contrast_and_a_full_cache_at_zero_no_ratio() -> None:
     assert nothing is not None
     assert nothing.ratio is None
     assert nothing.difference.mean == 0.25
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.floats(0, 100))
+def test_quantiles_are_those_of_numpy(values: list[float], percent: float) -> None:
+    assert _quantile(np.array(values), percent) == pytest.approx(np.percentile(values, percent), rel=1e-9, abs=1e-9)

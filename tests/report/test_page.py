@@ -15,7 +15,9 @@ from rich.console import Console
 
 from kvledger.records import Record
 from kvledger.report import print_table, to_json, write_page
-from kvledger.report.terminal import terminal
+from kvledger.report.page import write_study
+from kvledger.report.study import Study, collect
+from kvledger.report.terminal import plain, terminal
 
 Make = Callable[..., Record]
 
@@ -40,8 +42,8 @@ def elements(text: str) -> list[tuple[str, dict[str, str | None]]]:
 
 
 @pytest.fixture(scope="module")
-def whole(realistic: list[Record], tmp_path_factory: pytest.TempPathFactory) -> str:
-    return page(realistic, tmp_path_factory.mktemp("page"))
+def whole(studied: Study, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_study(studied, tmp_path_factory.mktemp("page") / "report.html").read_text(encoding="utf-8")
 
 
 def test_page_loads_nothing_from_anywhere(whole: str) -> None:
@@ -55,7 +57,9 @@ def test_page_loads_nothing_from_anywhere(whole: str) -> None:
 
 def test_page_has_every_section(whole: str) -> None:
     found = {facts.get("id") for tag, facts in elements(whole) if tag == "section"}
-    assert found == {"glance", "pareto", "turns", "lives", "answers", "table", "reading"}
+    assert found == {
+        "glance", "critical", "pareto", "differences", "turns", "depth", "lives", "answers", "table", "reading",
+    }  # fmt: skip
 
 
 def test_ids_are_unique_and_labels_lead_to_them(whole: str) -> None:
@@ -67,8 +71,10 @@ def test_ids_are_unique_and_labels_lead_to_them(whole: str) -> None:
 
 
 def test_each_section_shows_something_at_first(whole: str) -> None:
-    shown = [facts for tag, facts in elements(whole) if tag == "figure" and "hidden" not in facts]
-    assert len(shown) == 8 + 8 + 6
+    parts = re.split(r'<section id="', whole)[1:]
+    shown = {part.partition('"')[0]: len(re.findall(r"<figure[^>]*(?<!hidden)>", part)) for part in parts}
+    assert all(shown[name] for name in ("pareto", "differences", "turns", "depth", "lives")), shown
+    assert max(shown.values()) <= 12
 
 
 def test_untrusted_text_is_escaped_everywhere(make: Make, tmp_path: Path) -> None:
@@ -82,10 +88,28 @@ def test_untrusted_text_is_escaped_everywhere(make: Make, tmp_path: Path) -> Non
     assert tags.count("script") == 2
 
 
-def test_embedded_data_is_the_document(realistic: list[Record], whole: str) -> None:
+def test_embedded_data_are_the_rows_of_the_study(studied: Study, whole: str) -> None:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', whole, re.S)
     assert found is not None
-    assert json.loads(found[1]) == json.loads(json.dumps(to_json(realistic)))
+    data, study = json.loads(found[1]), studied
+    heads = {column["head"]: number for number, column in enumerate(data["columns"])}
+    assert len(data["rows"]) == len(study.rows) + len(study.pooled)
+    for row, values in zip(study.everything, data["rows"], strict=True):
+        assert values[heads["recipe"]] == row.recipe
+        score = values[heads["score"]]
+        assert score[0] == pytest.approx(row.score.mean, rel=1e-4)
+        assert score[1:] == pytest.approx([row.score.low, row.score.high], rel=1e-4)
+        assert values[heads["task"]] == row.setting.task
+
+
+def test_a_big_run_makes_a_small_page(big: list[Record], tmp_path: Path) -> None:
+    study = collect(big)
+    assert len(study.rows) > 1200
+    path = write_study(study, tmp_path / "a.html")
+    assert path.stat().st_size < 2_000_000
+    words = path.read_text(encoding="utf-8")
+    assert "To keep the page light, of keep 0.3 alone." in words
+    assert "Drawn for scbench/kv at keep 0.3 alone." in words
 
 
 def test_document_holds_the_rows(make: Make) -> None:
@@ -127,15 +151,18 @@ def test_thin_and_odd_records_still_make_a_page(make: Make, tmp_path: Path, chan
     json.dumps(to_json(records), allow_nan=False)
 
 
-def test_table_fits_its_width(realistic: list[Record]) -> None:
+def test_table_fits_its_width(studied: Study) -> None:
     for width in (80, 100, 120):
-        assert max(len(line.rstrip()) for line in terminal(realistic, width).splitlines()) <= width
+        assert max(len(line.rstrip()) for line in plain(studied, width).splitlines()) <= width
 
 
 def test_table_without_colour_marks_the_best_with_a_star(make: Make) -> None:
-    records = [make(recipe=f"{name}(keep=0.5)", method=name, score=score) for name, score in (("a", 0.2), ("b", 0.4))]
+    scores = {"a(keep=0.5)": (0.2, "a"), "b(keep=0.5)": (0.4, "b")}
+    records = [make(recipe=r, method=m, score=s, sample=n) for r, (s, m) in scores.items() for n in range(6)]
     text = terminal(records)
     assert "*40.0" in text
+    assert "*20.0" not in text
+    assert "*40.0" not in terminal([record for record in records if record.sample < 5])  # too few to rank
     assert "\x1b" not in text
     assert "No full cache" in text
 

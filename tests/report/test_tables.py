@@ -111,23 +111,30 @@ def test_lines_join_keeps_and_split_variants(make: Make) -> None:
     assert family("snapkv(window=16, keep=0.5) + kivi(bits=4)") == "snapkv(window=16) + kivi(bits=4)"
 
 
-def test_glance_puts_full_on_top_and_marks_the_best_of_each_keep(make: Make) -> None:
-    records = [
-        make(recipe="a(keep=0.5)", method="a", score=0.2),
-        make(recipe="b(keep=0.5)", method="b", score=0.4),
-        make(recipe="b(keep=0.3)", method="b", keep=0.3, score=0.9),
-        make(recipe="full", score=1.0),
-    ]
-    (glance,) = glances(aggregate(records))
+def test_glance_puts_full_on_top_and_marks_the_first_place_of_each_keep(make: Make) -> None:
+    facts = {"a(keep=0.5)": ("a", 0.5, 0.2), "b(keep=0.5)": ("b", 0.5, 0.4), "b(keep=0.3)": ("b", 0.3, 0.9)}
+    records = [make(recipe=r, method=m, keep=k, score=s, sample=n) for r, (m, k, s) in facts.items() for n in range(6)]
+    study = collect([*records, *(make(recipe="full", score=1.0, sample=n) for n in range(6))])
+    (glance,) = glances(study.rows, study.places)
     assert [row.recipe for row in glance.rows] == ["full", "a(keep=0.5)", "b(keep=0.5)", "b(keep=0.3)"]
     column = Column("kv", "multi-turn")
     assert [column in row.best for row in glance.rows] == [False, False, True, False]  # alone at its keep: no contest
     assert glance.rows[1].stored == 0.5
 
 
+def test_nothing_is_marked_where_nothing_can_be_told_apart(make: Make) -> None:
+    records = [
+        make(recipe=r, method=r, score=float(n % 2 == c), sample=n) for c, r in enumerate("ab") for n in range(8)
+    ]
+    study = collect(records)
+    assert set(study.places.values()) == {1}
+    (glance,) = glances(study.rows, study.places)
+    assert not any(row.best for row in glance.rows)
+
+
 def test_glance_lends_the_full_cache_to_every_scope(make: Make) -> None:
-    records = [make(recipe="full"), make(), make(visibility="visible")]
-    assert [glance.rows[0].full for glance in glances(aggregate(records))] == [True, True]
+    rows = aggregate([make(recipe="full"), make(), make(visibility="visible")])
+    assert [glance.rows[0].full for glance in glances(rows, {})] == [True, True]
 
 
 def test_notes_name_what_is_missing(make: Make) -> None:

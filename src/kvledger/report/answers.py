@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvledger.records import Record
 
@@ -13,6 +13,7 @@ from .tables import Setting, is_full, setting_of, setting_order
 LONGEST = 140
 _MOST_SHEETS = 24
 _MOST_TURNS = 10
+_MOST_ANSWERS = 2000
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,19 @@ class Sheet:
     scripts: tuple[Script, ...]
 
 
+def sample(found: Sequence[Sheet], keep: float) -> list[Sheet]:
+    """Sheets that a page can hold: all of them, or where that is too much, the full cache and one keep alone."""
+    if sum(len(script.answers) for sheet in found for script in sheet.scripts) <= _MOST_ANSWERS:
+        return list(found)
+    kept = [
+        replace(sheet, scripts=tuple(script for script in sheet.scripts if script.full or script.keep == keep))
+        for sheet in found
+    ]
+    return kept[: max(1, _MOST_ANSWERS // max(1, max(len(s.scripts) * len(s.golds) for s in kept)))]
+
+
 def sheets(facts: Sequence[Record]) -> list[Sheet]:
+    """The first sample of each setting, with the answers of every recipe."""
     groups: dict[Setting, list[Record]] = defaultdict(list)
     for record in facts:
         groups[setting_of(record)].append(record)

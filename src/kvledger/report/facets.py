@@ -39,6 +39,7 @@ def wording(key: str, value: object) -> str:
         return f"chunks of {units.tokens(float(str(value)))}" if str(value) != "0" else "one shot"
     if key == "keep":
         return f"keep {value}" if value else "full cache"
+
     if key in ("visibility", "history"):
         return f"{'question' if key == 'visibility' else 'history'} {value}"
     return units.clean(str(value))

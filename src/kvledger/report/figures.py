@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
@@ -12,14 +12,19 @@ from xml.etree import ElementTree as ET
 from . import svg, units
 from .facets import Panel, caption, in_order, keys_of, varying
 from .palette import Style
+from .pool import ALL
 from .svg import Frame, Scale, put
 from .tables import Memory, Row, Setting, baseline_setting
 
 _LABEL_ADVANCE = 5.7  # mean width of a character of a direct label
 _LABEL_GAP = 12.5
 _FRAME = Frame()
-_DODGE = 2.6
+_DODGE, _DODGE_ALL = 2.6, 26.0  # pixels between two neighbours, and between the first and the last of many
+_FAR, _CROWDED = 1.25, 0.85  # of the full cache's memory
 _MOST_LABELS = 14  # more than these do not fit beside a panel; the legend has them all
+_MOST_TOLD = 12  # points that a description reads out
+_MOST_PANELS = 40  # beyond, tasks are drawn over one measure alone; all of them together over each
+Numbers = Mapping[tuple[Setting, str], str]
 
 
 class Measure(NamedTuple):
@@ -62,6 +67,11 @@ def groups(rows: Sequence[Row]) -> list[Group]:
     return found
 
 
+def numbers(rows: Iterable[Row]) -> Numbers:
+    """What a mark calls its row, so that a pointer on it is told the row's figures."""
+    return {(row.setting, row.recipe): str(number) for number, row in enumerate(rows)}
+
+
 def lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     named: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row.line, row.keep)):
@@ -78,20 +88,6 @@ def score_scale(tops: Sequence[float], frame: Frame) -> tuple[Scale, list[float]
     return scale, svg.ticks(0, high, 5)
 
 
-def tip(row: Row) -> str:
-    """What a pointer on a point is told: one fact a line."""
-    facts = [units.clean(row.recipe), f"score {units.points(row.score.mean)}"]
-    if row.whiskers:
-        facts[1] += f"  [{units.points(row.whiskers[0])}, {units.points(row.whiskers[1])}]"
-    if row.against is not None and not row.full:
-        facts.append(f"against full {units.points(row.against.difference.mean, signed=True)}")
-    facts.append(f"entry footprint {units.percent(row.memory.footprint)}")
-    facts.append(f"byte footprint {units.percent(row.memory.byte_footprint)}")
-    facts.append(f"peak {units.percent(row.memory.peak)} · stored {units.percent(row.memory.stored)}")
-    facts.append(f"{units.plural(row.samples, 'sample')}, {units.plural(row.turns, 'turn')}")
-    return "\n".join(facts)
-
-
 def front(rows: Sequence[Row], measure: Measure) -> list[Row]:
     """Rows that nothing beats on both sides, from the smallest memory to the largest."""
     best, kept = -1.0, []
@@ -102,27 +98,44 @@ def front(rows: Sequence[Row], measure: Measure) -> list[Row]:
     return kept
 
 
-def pareto(rows: Sequence[Row], styles: Mapping[str, Style]) -> list[Panel]:
+def first_measure(rows: Sequence[Row]) -> Measure:
+    """The entry footprint; but what is stored, where most recipes read everything before they drop anything, so that all of
+    them stand in one corner."""
+    held = [row.memory.footprint for row in rows if not row.full]
+    crowded = sum(value > _CROWDED for value in held) > len(held) / 2
+    return next(m for m in MEASURES if m.field == ("stored" if crowded else "footprint"))
+
+
+def pareto(rows: Sequence[Row], styles: Mapping[str, Style], known: Numbers) -> list[Panel]:
     """Score against memory: a panel for each setting and measure."""
     made, names = [], varying(row.setting for row in rows)
     reach = {measure: _reach([measure.of(row.memory) for row in rows if not row.full]) for measure in MEASURES}
-    for number, group in enumerate(groups(rows)):
+    found, first = groups(rows), first_measure(rows)
+    many = len(found) * len(MEASURES) > _MOST_PANELS
+    for number, group in enumerate(found):
         for measure, (low, high) in reach.items():
+            if many and group.setting.task != ALL and measure != first:
+                continue
             title, name = caption(group.setting, names), f"p{number}-{measure.field}"
             x = Scale(low, high, _FRAME.left, _FRAME.x1)
-            panel = _pareto_panel(group, measure, x, styles, name, title)
+            panel = _pareto_panel(group, measure, x, styles, known, name, title)
             made.append(Panel(keys_of(group.setting, measure=measure.name), title, panel))
     return made
 
 
 def _reach(values: Sequence[float]) -> tuple[float, float]:
-    """The axis of all panels of a measure: from nothing to the full cache, but later where nobody comes near nothing."""
+    """The axis of all panels of a measure: from nothing to the full cache, but later where nobody comes near nothing. The few
+    that hold far more than the full cache (a second reading of the context) stand at its end, with their number."""
     if not values:
         return 0.0, 1.0
-    return max(0.0, (min(values) - 0.3) // 0.25 * 0.25), max(1.0, *values)
+    near = [value for value in values if value <= _FAR]
+    top = max(near, default=1.0) if len(near) > 0.75 * len(values) else max(values)
+    return max(0.0, (min(values) - 0.3) // 0.25 * 0.25), max(1.0, top)
 
 
-def _pareto_panel(group: Group, measure: Measure, x: Scale, styles: Mapping[str, Style], name: str, title: str) -> str:
+def _pareto_panel(
+    group: Group, measure: Measure, x: Scale, styles: Mapping[str, Style], known: Numbers, name: str, title: str
+) -> str:
     frame = _FRAME
     named = lines(group.rows)
     root = svg.panel(frame, name, f"Score against {measure.name}: {title}", _pareto_words(group, measure))
@@ -141,9 +154,40 @@ def _pareto_panel(group: Group, measure: Measure, x: Scale, styles: Mapping[str,
     if len(spots) > 1:
         put(root, "path", class_="front", d=svg.path(spots))
     for line, points in named.items():
-        _series(root, points, places, y, styles[line], {row.recipe for row in best})
+        _series(root, points, places, y, styles[line], {row.recipe for row in best}, known)
+    _far_labels(root, frame, group.rows, measure, x, y, styles)
     _left_labels(root, frame, named, places, y, styles)
     return svg.text_of(root)
+
+
+def _far_labels(
+    root: ET.Element,
+    frame: Frame,
+    rows: Sequence[Row],
+    measure: Measure,
+    x: Scale,
+    y: Scale,
+    styles: Mapping[str, Style],
+) -> None:
+    """What the points at the end of the axis really hold, each line's beside its lowest point."""
+    far = lines([row for row in rows if measure.of(row.memory) > x.high + 1e-9])
+    wanted = [max(y(row.score.mean) for row in points) for points in far.values()]
+    placed = svg.spread(wanted, _LABEL_GAP, frame.top + 20, frame.y1 - 8)
+    for (name, points), height in zip(far.items(), placed, strict=True):
+        held = [measure.of(row.memory) * 100 for row in points]
+        span = f"{min(held):.0f}" + (f"–{max(held):.0f}" if max(held) - min(held) >= 1 else "")
+        words, colour = f"{short(name)} {span} % →", f"--c:{styles[name].css}"
+        put(
+            root,
+            "text",
+            words,
+            class_="label halo",
+            x=frame.x1 - 9,
+            y=height + 3.8,
+            text_anchor="end",
+            data_line=name,
+            style=colour,
+        )
 
 
 def dodged(rows: Sequence[Row], measure: Measure, x: Scale) -> dict[str, float]:
@@ -151,12 +195,16 @@ def dodged(rows: Sequence[Row], measure: Measure, x: Scale) -> dict[str, float]:
     apart, a few pixels off."""
     together: dict[int, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.line):
-        together[round(x(measure.of(row.memory)))].append(row)
+        together[round(x(min(measure.of(row.memory), x.high)))].append(row)
     return {
-        row.recipe: x(measure.of(row.memory)) + (place - (len(peers) - 1) / 2) * _DODGE
+        row.recipe: x(min(measure.of(row.memory), x.high)) + (place - (len(peers) - 1) / 2) * _step(len(peers))
         for peers in together.values()
         for place, row in enumerate(peers)
     }
+
+
+def _step(peers: int) -> float:
+    return min(_DODGE, _DODGE_ALL / max(1, peers - 1))
 
 
 def _tops(group: Group) -> list[float]:
@@ -165,11 +213,10 @@ def _tops(group: Group) -> list[float]:
 
 
 def _pareto_words(group: Group, measure: Measure) -> str:
-    points = [
-        f"{row.recipe}: score {units.points(row.score.mean)} at {units.percent(measure.of(row.memory))}"
-        for row in group.rows
-    ]
-    return "; ".join([*points, *([f"full cache: {units.points(group.full.score.mean)}"] if group.full else [])]) + "."
+    best = front(group.rows, measure)
+    points = [f"{r.recipe}: score {units.points(r.score.mean)} at {units.percent(measure.of(r.memory))}" for r in best]
+    told = points[:_MOST_TOLD] + ([f"full cache: {units.points(group.full.score.mean)}"] if group.full else [])
+    return f"{units.plural(len(group.rows), 'point')}. Nothing beats " + "; ".join(told) + "."
 
 
 def _floor(root: ET.Element, frame: Frame, x: Scale, floor: float) -> None:
@@ -195,18 +242,26 @@ def _reference(root: ET.Element, frame: Frame, y: Scale, full: Row) -> None:
 
 
 def _series(
-    root: ET.Element, points: Sequence[Row], places: Mapping[str, float], y: Scale, style: Style, best: set[str]
+    root: ET.Element,
+    points: Sequence[Row],
+    places: Mapping[str, float],
+    y: Scale,
+    style: Style,
+    best: set[str],
+    known: Numbers,
 ) -> None:
     group = put(root, "g", class_="series", data_line=points[0].line, style=f"--c:{style.css}")
     spots = [(places[row.recipe], y(row.score.mean)) for row in points]
     if len(spots) > 1:
         put(group, "path", class_="line", d=svg.path(spots))
-    for row, (px, _) in zip(points, spots, strict=True):
-        if row.whiskers:
-            put(group, "line", class_="whisker", x1=px, x2=px, y1=y(max(0, row.whiskers[0])), y2=y(row.whiskers[1]))
-    for row, (px, py) in zip(points, spots, strict=True):
-        kind = "mark on" if row.recipe in best else "mark off"
-        svg.marker(group, style.shape, px, py, class_=kind, data_tip=tip(row))
+    whiskers = [(places[r.recipe], y(max(0, r.whiskers[0])), y(r.whiskers[1])) for r in points if r.whiskers]
+    if whiskers:
+        put(group, "path", class_="whisker", d=svg.uprights(whiskers))
+    for kind, chosen in (("mark off", False), ("mark on", True)):
+        marks = [(row, *spot) for row, spot in zip(points, spots, strict=True) if (row.recipe in best) == chosen]
+        inner = put(group, "g", class_=kind) if marks else group
+        for row, px, py in marks:
+            svg.marker(inner, style.shape, px, py, data_r=known[row.setting, row.recipe])
 
 
 def _left_labels(

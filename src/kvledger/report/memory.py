@@ -22,7 +22,7 @@ _GAP = 10
 _HEADROOM = 16  # for the names of the questions, above everything drawn
 _TURN_SHARE = (0.34, 0.6)  # of the width, for the turns: never too narrow to see, never all
 _MOST_BANDS = 40
-_MOST_PANELS = 160
+_MOST_PANELS = 100
 
 
 @dataclass(frozen=True)
@@ -37,29 +37,31 @@ class Axis:
         return self.turns(seen) if in_turns and self.turns else self.reading(seen)
 
 
-def lives(rows: Sequence[Row], styles: Mapping[str, Style]) -> tuple[list[Panel], str]:
-    """A panel a row that has a curve, and the only task drawn where all tasks would be too many."""
+def lives(rows: Sequence[Row], styles: Mapping[str, Style], usual: str = "") -> tuple[list[Panel], str]:
+    """A panel a row that has a curve; and, where all would be too many, what alone is drawn: the first task, then also the
+    `usual` keep. (What is kept depends little on what is asked.)"""
     names = varying(row.setting for row in rows)
     made: list[Panel] = []
-    drawn = _tasks_drawn(rows)
+    drawn, only = _drawn([row for row in rows if row.life is not None], usual)
     for number, group in enumerate(groups(rows)):
         for place, row in enumerate(group.rows):
-            if row.life is None or row.setting.task not in drawn:
+            if row.life is None or row not in drawn:
                 continue
             where = caption(row.setting, names)
             keys = keys_of(row.setting, keep=units.keep(row.keep))
             title = " · ".join([units.clean(row.recipe), *([where] if names else [])])
             made.append(Panel(keys, title, _panel(row, row.life, styles[row.line], f"m{number}-{place}", where)))
-    return made, "" if drawn == _tasks(rows) else drawn[0]
+    return made, only
 
 
-def _tasks(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row.setting.task for row in rows))
-
-
-def _tasks_drawn(rows: Sequence[Row]) -> list[str]:
-    """All tasks, or the first one where all would be too many: what is kept depends little on what is asked."""
-    return _tasks(rows) if sum(not row.full for row in rows) <= _MOST_PANELS else _tasks(rows)[:1]
+def _drawn(rows: Sequence[Row], usual: str) -> tuple[list[Row], str]:
+    tasks = list(dict.fromkeys(row.setting.task for row in rows))
+    if sum(not row.full for row in rows) <= _MOST_PANELS:
+        return list(rows), ""
+    rows = [row for row in rows if row.setting.task == tasks[0]]
+    if sum(not row.full for row in rows) <= _MOST_PANELS or not usual:
+        return list(rows), tasks[0]
+    return [row for row in rows if units.keep(row.keep) == usual], f"{tasks[0]} at keep {usual}"
 
 
 def _panel(row: Row, life: Life, style: Style, name: str, where: str) -> str:

@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from kvledger.records import Record
 
-from .tables import Row, aggregate, setting_of
+from . import pool
+from .ranks import Places, places
+from .tables import Row, baselines_of, rows_of, score_table, setting_of
+
+NO_KINDS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
 class Study:
-    """`facts` are the records that count, turns from 1; `rows` their aggregate; the rest is what was left out."""
+    """`facts` are the records that count, turns from 1; `rows` their aggregate, `pooled` the rows of several tasks as one;
+    `places` the ranks among recipes of one setting and keep; the rest is what was left out."""
 
     facts: tuple[Record, ...]
     rows: tuple[Row, ...]
+    pooled: tuple[Row, ...] = ()
+    places: Places = field(default_factory=dict)
     repeats: int = 0
     odd: int = 0
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def everything(self) -> tuple[Row, ...]:
+        """Pooled rows first, as a reader wants them."""
+        return self.pooled + self.rows
 
 
-def collect(records: Iterable[Record]) -> Study:
+def collect(records: Iterable[Record], kinds: Mapping[str, str] = NO_KINDS) -> Study:
     """Keeps records whose score and fractions are numbers, and the first of each (setting, recipe, seed, sample, turn):
-    records are appended facts, and the oldest one stands."""
+    records are appended facts, and the oldest one stands. `kinds` (task -> kind) names tasks to be pooled together."""
     given = list(records)
     finite = [record for record in given if _is_finite(record)]
     kept: dict[tuple[object, ...], Record] = {}
     for record in finite:
         kept.setdefault((setting_of(record), record.recipe, record.seed, record.sample, record.turn), record)
     facts = _from_one(list(kept.values()))
-    return Study(tuple(facts), tuple(aggregate(facts)), len(finite) - len(facts), len(given) - len(finite))
+    scores = score_table(facts)
+    rows = rows_of(facts, scores)
+    pooled = pool.pool(rows, scores, baselines_of(facts, scores), kinds)
+    tasks = pool.groups(list(dict.fromkeys(row.setting.task for row in rows)), kinds)
+    ranked = places([*pooled, *rows], scores, tasks)
+    repeats, odd = len(finite) - len(facts), len(given) - len(finite)
+    return Study(tuple(facts), tuple(rows), tuple(pooled), ranked, repeats, odd, kinds)
 
 
 def _is_finite(record: Record) -> bool:

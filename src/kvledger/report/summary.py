@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
 from . import units
+from .pool import ALL, incomplete
+from .ranks import LEAST, Places, rivals
 from .study import Study
 from .tables import Row, Setting, baseline_setting
 
@@ -102,15 +104,15 @@ def describe(study: Study) -> Run:
     )
 
 
-def glances(rows: Sequence[Row]) -> list[Glance]:
+def glances(rows: Sequence[Row], places: Places) -> list[Glance]:
     """One table for each scope, its columns being task x mode."""
     scopes: dict[Scope, list[Row]] = defaultdict(list)
     for row in rows:
         scopes[scope_of(row.setting)].append(row)
     if len(scopes) > 1:
         _lend_baselines(rows, scopes)
-    return [_glance(scope, group) for scope, group in scopes.items() if any(not row.full for row in group)] or [
-        _glance(scope, group) for scope, group in scopes.items()
+    return [_glance(scope, group, places) for scope, group in scopes.items() if any(not row.full for row in group)] or [
+        _glance(scope, group, places) for scope, group in scopes.items()
     ]
 
 
@@ -124,9 +126,9 @@ def _lend_baselines(rows: Sequence[Row], scopes: dict[Scope, list[Row]]) -> None
             group.append(full[source])
 
 
-def _glance(scope: Scope, group: Sequence[Row]) -> Glance:
+def _glance(scope: Scope, group: Sequence[Row], places: Places) -> Glance:
     columns = tuple(dict.fromkeys(Column(row.setting.task, row.setting.mode) for row in group))
-    best = _best(group)
+    best = _best(group, places)
     recipes: dict[str, list[Row]] = defaultdict(list)
     for row in group:
         recipes[row.recipe].append(row)
@@ -134,18 +136,14 @@ def _glance(scope: Scope, group: Sequence[Row]) -> Glance:
     return Glance(scope, columns, tuple(sorted(made, key=lambda r: (not r.full, -r.keep, r.line, r.recipe))))
 
 
-def _best(group: Iterable[Row]) -> set[tuple[str, Column]]:
-    """(recipe, column) of the best scores at each keep, where several recipes compete. The full cache does not."""
-    rivals: dict[tuple[Column, float], list[Row]] = defaultdict(list)
-    for row in group:
-        if not row.full:
-            rivals[Column(row.setting.task, row.setting.mode), row.keep].append(row)
-    winners: set[tuple[str, Column]] = set()
-    for (column, _), rows in rivals.items():
-        top = max(row.score.mean for row in rows)
-        if len(rows) > 1 and top > min(row.score.mean for row in rows):
-            winners.update((row.recipe, column) for row in rows if units.points(row.score.mean) == units.points(top))
-    return winners
+def _best(group: Iterable[Row], places: Places) -> set[tuple[str, Column]]:
+    """(recipe, column) of the first place at each keep, where somebody else is not in it."""
+    found: set[tuple[str, Column]] = set()
+    for (setting, _), rows in rivals([*group]).items():
+        first = [row for row in rows if places.get((setting, row.recipe)) == 1]
+        if len(first) < len(rows):
+            found.update((row.recipe, Column(setting.task, setting.mode)) for row in first)
+    return found
 
 
 def _glance_row(rows: Sequence[Row], best: set[tuple[str, Column]]) -> GlanceRow:
@@ -165,6 +163,13 @@ def _glance_row(rows: Sequence[Row], best: set[tuple[str, Column]]) -> GlanceRow
     )
 
 
+def usual_keep(rows: Sequence[Row]) -> str:
+    """The keep at which most recipes were run; of several the one in the middle."""
+    counts = Counter(row.keep for row in rows if not row.full)
+    usual = sorted(keep for keep, count in counts.items() if count == max(counts.values()))
+    return units.keep(usual[(len(usual) - 1) // 2]) if usual else ""
+
+
 def notes(study: Study) -> list[str]:
     """What a reader must know before comparing: records left out, missing baselines, too few samples."""
     found, rows = [], study.rows
@@ -177,6 +182,10 @@ def notes(study: Study) -> list[str]:
         found.append(f"No full cache to compare with on {_listing(lonely)}: intervals there are of the score itself.")
     if any(row.samples == 1 for row in rows):
         found.append("Some rows rest on one sample: they have no interval, and say little.")
+    if study.pooled and (missing := incomplete(rows)):
+        found.append(f"{_listing(missing)} lack a task, and so are not in the figures of {ALL}.")
+    if any((row.setting, row.recipe) not in study.places for group in rivals(rows).values() for row in group[1:]):
+        found.append(f"Places are given where all recipes of a keep have met the same {LEAST} contexts or more.")
     if len({row.samples for row in rows}) > 1:
         found.append("Rows differ in their number of samples; the full table gives it for each.")
     return found

@@ -128,22 +128,41 @@ def path(spots: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{_write(x)},{_write(y)}" for x, y in spots)
 
 
+def uprights(strokes: Sequence[tuple[float, float, float]]) -> str:
+    """Upright strokes (x, y from, y to) as one path."""
+    return "".join(f"M{_write(x)},{_write(low)}L{_write(x)},{_write(high)}" for x, low, high in strokes)
+
+
 def marker(parent: ET.Element, shape: str, x: float, y: float, radius: float = 4.2, **attributes: str) -> ET.Element:
+    """A mark; class `mark on` (filled) or `mark off` is its own or its group's."""
     if shape == "circle":
         return put(parent, "circle", cx=x, cy=y, r=radius, **attributes)
     return put(parent, "path", d=_outline(shape, x, y, radius), **attributes)
 
 
 def _outline(shape: str, x: float, y: float, r: float) -> str:
-    """Shapes of about the area of the circle."""
+    """Shapes of about the area of the circle, as short as they can be written: a page has thousands."""
     if shape == "square":
         a = r * 0.89
-        return path([(x - a, y - a), (x + a, y - a), (x + a, y + a), (x - a, y + a)]) + "Z"
+        return f"M{_write(x - a)},{_write(y - a)}h{_write(2 * a)}v{_write(2 * a)}h{_write(-2 * a)}z"
     if shape == "diamond":
-        a = r * 1.25
-        return path([(x, y - a), (x + a, y), (x, y + a), (x - a, y)]) + "Z"
+        half = _write(r * 1.25)
+        return f"M{_write(x - r * 1.25)},{_write(y)}l{half},-{half}l{half},{half}l-{half},{half}z"
     a, sign = r * 1.2, 1 if shape == "down" else -1
-    return path([(x - a, y - sign * a * 0.72), (x + a, y - sign * a * 0.72), (x, y + sign * a)]) + "Z"
+    return f"M{_write(x - a)},{_write(y - sign * a * 0.72)}h{_write(2 * a)}l{_write(-a)},{_write(sign * a * 1.72)}z"
+
+
+def cell(parent: ET.Element, box: tuple[float, float, float, float], share: float | None, tip: str = "") -> None:
+    """A tile (x, y, width, height) of a heat map, inside a group of class `cells`: the tint is `share` of 0..1, and so is
+    the number in it; None is an empty tile."""
+    x, y, width, height = box
+    size = {"x": x + 0.5, "y": y + 0.5, "width": width - 1, "height": height - 1}
+    if share is None:
+        put(parent, "rect", **size, class_="none")
+        return
+    opacity = f"{0.03 + 0.97 * min(max(share, 0.0), 1.0):.2f}"
+    put(parent, "rect", **size, fill_opacity=opacity, **({"data_tip": tip} if tip else {}))
+    put(parent, "text", f"{share * 100:.0f}", x=x + width / 2, y=y + height / 2 + 3.6)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

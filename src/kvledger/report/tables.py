@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from kvledger.records import HISTORIES, MODES, VISIBILITIES, Record
 
-from .interval import Contrast, Estimate, contrast, mean
+from .interval import Contrast, Estimate, by_place, contrast, mean
 
 SampleKey = tuple[int, int]  # seed, sample
 
@@ -28,11 +28,18 @@ class Setting(NamedTuple):
     chunk: int
 
 
+Scores = Mapping[SampleKey, Mapping[int, float]]
+ScoreTable = Mapping[tuple[Setting, str], Scores]
+Baselines = Mapping[Setting, Scores]
+
+
 @dataclass(frozen=True)
 class TurnScore:
     turn: int
     count: int
     score: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,12 +125,16 @@ def is_full(record: Record) -> bool:
 def aggregate(facts: Sequence[Record]) -> list[Row]:
     """Rows of records without repeats, turns counted from 1. In the order of tables: by setting, the full cache first,
     then from the largest keep to the smallest."""
-    baselines = _baselines(facts)
+    return rows_of(facts, score_table(facts))
+
+
+def rows_of(facts: Sequence[Record], scores: ScoreTable) -> list[Row]:
+    """`aggregate`, where the scores have been sorted already."""
     groups: dict[tuple[Setting, str], list[Record]] = defaultdict(list)
     for record in facts:
         groups[setting_of(record), record.recipe].append(record)
-    lines = _line_names(facts)
-    rows = [_row(s, group, baselines, lines[recipe]) for (s, recipe), group in groups.items()]
+    lines, full = line_names(facts), baselines_of(facts, scores)
+    rows = [_row(s, group, scores[s, recipe], full, lines[recipe]) for (s, recipe), group in groups.items()]
     return sorted(rows, key=lambda row: (setting_order(row.setting), not row.full, -row.keep, row.line, row.recipe))
 
 
@@ -137,7 +148,7 @@ def _rank(known: Sequence[str], name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _line_names(facts: Iterable[Record]) -> dict[str, str]:
+def line_names(facts: Iterable[Record]) -> dict[str, str]:
     """recipe -> name of its line: the method, or the recipe without its keep where a method has several variants."""
     points: dict[str, dict[float, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in facts:
@@ -154,21 +165,16 @@ def family(recipe: str) -> str:
     return re.sub(r"\bkeep=[^,()]*(,\s*)?", "", recipe).replace(", )", ")").replace("()", "")
 
 
-Scores = Mapping[SampleKey, Mapping[int, float]]
+def score_table(facts: Iterable[Record]) -> ScoreTable:
+    """(setting, recipe) -> sample -> turn -> score, samples and turns in their order."""
+    table: dict[tuple[Setting, str], dict[SampleKey, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for record in sorted(facts, key=lambda r: (r.seed, r.sample, r.turn)):
+        table[setting_of(record), record.recipe][record.seed, record.sample].setdefault(record.turn, record.score)
+    return table
 
 
-def _scores(group: Iterable[Record]) -> dict[SampleKey, dict[int, float]]:
-    scores: dict[SampleKey, dict[int, float]] = defaultdict(dict)
-    for record in sorted(group, key=lambda r: (r.seed, r.sample, r.turn)):
-        scores[record.seed, record.sample].setdefault(record.turn, record.score)
-    return scores
-
-
-def _baselines(facts: Sequence[Record]) -> dict[Setting, Scores]:
-    groups: dict[Setting, list[Record]] = defaultdict(list)
-    for record in filter(is_full, facts):
-        groups[setting_of(record)].append(record)
-    return {setting: _scores(group) for setting, group in groups.items()}
+def baselines_of(facts: Iterable[Record], scores: ScoreTable) -> Baselines:
+    return {(setting := setting_of(record)): scores[setting, record.recipe] for record in facts if is_full(record)}
 
 
 def baseline_setting(setting: Setting, candidates: Iterable[Setting]) -> Setting | None:
@@ -188,17 +194,17 @@ def baseline_setting(setting: Setting, candidates: Iterable[Setting]) -> Setting
     return min(filter(fits, candidates), key=distance, default=None)
 
 
-def _contrast(scores: Scores, full: Scores) -> Contrast | None:
-    pairs = {
+def pairs(scores: Scores, full: Scores) -> dict[SampleKey, list[tuple[float, float]]]:
+    """sample -> (score, full cache's score) of each turn that both answered; samples without such a turn left out."""
+    return {
         sample: both
         for sample, turns in scores.items()
         if (both := [(score, full[sample][t]) for t, score in turns.items() if t in full.get(sample, {})])
     }
-    return contrast(pairs)
 
 
-def _row(setting: Setting, group: list[Record], baselines: Mapping[Setting, Scores], line: str) -> Row:
-    scores, head = _scores(group), group[0]
+def _row(setting: Setting, group: list[Record], scores: Scores, baselines: Baselines, line: str) -> Row:
+    head = group[0]
     chosen = baseline_setting(setting, baselines)
     by_turn = _by_turn(scores)
     later = [score for turns in scores.values() for turn, score in turns.items() if turn > 1]
@@ -212,7 +218,7 @@ def _row(setting: Setting, group: list[Record], baselines: Mapping[Setting, Scor
         turns=len(group),
         samples=len(scores),
         score=mean({sample: list(turns.values()) for sample, turns in scores.items()}),
-        against=None if chosen is None else _contrast(scores, baselines[chosen]),
+        against=None if chosen is None else contrast(pairs(scores, baselines[chosen])),
         by_turn=by_turn,
         first=next((point.score for point in by_turn if point.turn == 1), None),
         later=fmean(later) if later else None,
@@ -222,11 +228,8 @@ def _row(setting: Setting, group: list[Record], baselines: Mapping[Setting, Scor
 
 
 def _by_turn(scores: Scores) -> tuple[TurnScore, ...]:
-    turns: dict[int, list[float]] = defaultdict(list)
-    for sample in scores.values():
-        for turn, score in sample.items():
-            turns[turn].append(score)
-    return tuple(TurnScore(turn, len(values), fmean(values)) for turn, values in sorted(turns.items()))
+    found = by_place(list(scores.values())).items()
+    return tuple(TurnScore(turn, count, score.mean, score.low, score.high) for turn, (count, score) in found)
 
 
 def whole_requests(group: Sequence[Record]) -> list[Record]:

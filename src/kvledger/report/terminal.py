@@ -14,7 +14,7 @@ from rich.text import Text
 from kvledger.records import Record
 
 from . import units
-from .study import collect
+from .study import Study, collect
 from .summary import EMPTY, Column, Glance, GlanceRow, Scope, glances, notes
 
 _SHORT = {"multi-turn": "turns", "multi-request": "requests"}
@@ -22,7 +22,7 @@ _RECIPE_WIDTHS, _SCORE_WIDTH, _FACT_WIDTH = (16, 34), 10, 7
 _FACTS = ("stored", "peak", "footprint")
 _HEADS = {"footprint": "footpr."}
 LEGEND = (
-    "scores: 0–100 ± half the 95 % interval, paired with the full cache where it was run; bold or *: best at a keep.\n"
+    "scores: 0–100 ± half the 95 % interval, paired with the full cache where it was run; bold or *: first place at a keep.\n"
     "stored, peak, footprint: % of the full cache. stored: bytes held when the question comes; peak: most entries at once; "
     "footprint: entries held, summed over the request's life."
 )
@@ -30,12 +30,15 @@ LEGEND = (
 
 def print_table(records: Sequence[Record], console: Console | None = None) -> None:
     """Prints one table a scope (model, visibility, context, chunk), and below it a legend and what is missing."""
+    print_study(collect(records), console)
+
+
+def print_study(study: Study, console: Console | None = None) -> None:
     out = console or Console()
-    study = collect(records)
     if not study.rows:
         out.print(EMPTY)
         return
-    tables = glances(study.rows)
+    tables = glances(study.rows, study.places)
     for glance in tables:
         _print_glance(glance, tables, out)
     out.print()
@@ -46,9 +49,13 @@ def print_table(records: Sequence[Record], console: Console | None = None) -> No
 
 def terminal(records: Sequence[Record], width: int = 110) -> str:
     """The same as plain text without colour."""
+    return plain(collect(records), width)
+
+
+def plain(study: Study, width: int = 110) -> str:
     console = Console(width=width, no_color=True, color_system=None)
     with console.capture() as capture:
-        print_table(records, console)
+        print_study(study, console)
     return capture.get()
 
 

@@ -125,9 +125,8 @@ def _cell(root: ET.Element, x: float, y: float, score: float, name: str, full: b
     group = put(root, "g", data_tip=words)
     size = {"x": x + 1, "y": y + 1, "width": _CELL - 2, "height": _ROW - 2}
     put(group, "rect", **size, style="fill:var(--paper)")
-    put(group, "rect", **size, style=f"fill:var(--c6);fill-opacity:{0.04 + 0.96 * score:.3f}")
+    put(group, "rect", **size, style=f"fill:var(--heat);fill-opacity:{0.04 + 0.96 * score:.3f}")
     if full:
         put(group, "rect", **size, style="fill:none;stroke:var(--ink);stroke-width:2")
-    ink = "var(--paper)" if score > 0.7 else "var(--ink)"
     number = units.NONE if not math.isfinite(score) else "1" if score >= 0.995 else f"{score:.2f}".lstrip("0")
-    put(group, "text", number, x=x + _CELL / 2, y=y + _ROW / 2 + 3.6, text_anchor="middle", style=f"fill:{ink}")
+    put(group, "text", number, x=x + _CELL / 2, y=y + _ROW / 2 + 3.6, text_anchor="middle", style="fill:var(--ink)")

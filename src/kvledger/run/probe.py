@@ -56,13 +56,14 @@ def needles(tokenizer: Any, arguments: argparse.Namespace) -> Iterator[Needle]:
     """The questions of the task's samples, each with its evidence."""
     from kvledger.hf.probe import Needle
     from kvledger.tasks import get
+    from kvledger.tasks.base import Form
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    form = "small" if len(tokenizer) < 8192 else "full"
+    form: Form = "small" if len(tokenizer) < 8192 else "full"
     for index in range(arguments.samples):
-        sample = get(arguments.task).make(
+        sample = get(arguments.task).sample(
             seed=arguments.seed, index=index, tokens=arguments.context, count=count, turns=arguments.turns, form=form
         )
         for turn in sample.turns:
