@@ -1,7 +1,7 @@
 """The compression family in one table: every method at every budget on five tasks, the question hidden and visible.
 
 Multi-turn with gold history, rows dropped after the prompt; `random` and `streaming` are the floors, `oracle` (the rows that
-hold the evidence, and recent ones) the ceiling. Resumes; writes Markdown, and the page beside the records.
+hold the evidence, and recent ones) the ceiling. Resumes; writes Markdown, JSON and the page, and the critical footprints of all methods.
 
     python benchmarks/family.py --out results/family --samples 4 --table docs/results/family.md
 """
@@ -14,14 +14,18 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from kvledger.critical import Question
 from kvledger.recipe import parse, registry
 from kvledger.records import Record, read
+from kvledger.report import critical, write_page
 from kvledger.report.interval import mean
 from kvledger.run.sweep import Grid, Progress, sweep
 
 KEEPS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TASKS = ("scbench/kv", "scbench/prefix_suffix", "scbench/vt", "scbench/mf", "scbench/many_shot")
 DECODING = ("rkv", "triattention")  # they leave the prompt alone unless asked
+SMALLEST = """From the records of [the family's table](family.md), by `benchmarks/family.py`: where the line through a method's five
+budgets first reaches 90 % of the full cache's score. Few contexts make wide intervals; what is beyond them is marked `<` and `>`."""
 ORACLE = "streaming(keep={keep}) + protect(evidence=True)"
 
 
@@ -73,6 +77,15 @@ def summary(records: list[Record], lines: dict[str, tuple[str, float]]) -> str:
     return "[\n" + ",\n".join(rows) + "\n]\n"
 
 
+def smallest(records: list[Record], lines: dict[str, tuple[str, float]]) -> str:
+    """The stored bytes at which each method keeps 90 % of the full cache's score, from the same records."""
+    question = Question(axis="stored", lines={recipe: line for recipe, (line, _) in lines.items()})
+    text = ["# How many KVs does each method need?", "", SMALLEST, ""]
+    for found in critical.tables([r for r in records if r.recipe in lines], question):
+        text += [*critical.markdown(found), ""]
+    return "\n".join(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -111,6 +124,8 @@ def main() -> None:
         arguments.table.parent.mkdir(parents=True, exist_ok=True)
         arguments.table.write_text("\n".join(text))
         arguments.table.with_suffix(".json").write_text(summary(records, lines))
+        arguments.table.with_name("family-critical.md").write_text(smallest(records, lines))
+        write_page(records, arguments.table.with_suffix(".html"))
 
 
 if __name__ == "__main__":

@@ -205,9 +205,7 @@ def _notes(
             notes.append(f"{BLIND} {line} on {column}: the full cache scores nothing, so there is no ratio")
         if lost := sum(p.left_out for _, p in entry.points):
             notes.append(f"{line} on {column}: {lost} turns without a finite score are left out")
-        few = max((p.samples for _, p in entry.points), default=99)
-        if few < 4 and entry.found is not None:
-            notes.append(f"{line} on {column} rests on {few} sample{'s' * (few > 1)}: it says little")
+    notes += _few(entries)
     for column, tasks in columns.items():
         absent = sorted(t for t, c in question.categories.items() if c == column and t not in tasks)
         if absent:
@@ -215,6 +213,20 @@ def _notes(
                 f"{column} has {len(absent)} more tasks that were not run: {', '.join(absent[:4])}{' …' * (len(absent) > 4)}"
             )
     return list(dict.fromkeys(notes))
+
+
+def _few(entries: Mapping[tuple[str, str], Entry]) -> list[str]:
+    """Which entries rest on too few samples; one line for many alike."""
+    resting: dict[int, list[str]] = defaultdict(list)
+    for (line, column), entry in entries.items():
+        few = max((p.samples for _, p in entry.points), default=99)
+        if few < 4 and entry.found is not None:
+            resting[few].append(f"{line} on {column}")
+    if sum(map(len, resting.values())) > 4:
+        return [
+            f"{len(xs)} of {len(entries)} entries rest on {few} samples: they say little" for few, xs in resting.items()
+        ]
+    return [f"{x} rests on {few} sample{'s' * (few > 1)}: it says little" for few, xs in resting.items() for x in xs]
 
 
 def _floor(lines: Mapping[str, Mapping[str, Answers]], axis: str) -> list[str]:
@@ -226,9 +238,6 @@ def _floor(lines: Mapping[str, Mapping[str, Answers]], axis: str) -> list[str]:
         for line, recipes in lines.items()
     }
     return [f"reading alone costs {', '.join(f'{line} {100 * cost:.0f}' for line, cost in floors.items())} %"]
-
-
-# ---- ways to show it ---------------------------------------------------------------------------------------------------
 
 
 def show(records: Iterable[Record], question: Question, notes: Sequence[str] = (), as_json: bool = False) -> None:
