@@ -1,7 +1,8 @@
 """The compression family in one table: every method at every budget on five tasks, the question hidden and visible.
 
 Multi-turn with gold history, rows dropped after the prompt; `random` and `streaming` are the floors, `oracle` (the rows that
-hold the evidence, and recent ones) the ceiling. Resumes; writes Markdown, JSON and the page, and the critical footprints of all methods.
+hold the evidence, and recent ones) the ceiling. Resumes; writes Markdown, JSON, the page, and the
+critical footprints of all methods.
 
     python benchmarks/family.py --out results/family --samples 4 --table docs/results/family.md
 """
@@ -24,8 +25,9 @@ from kvledger.run.sweep import Grid, Progress, sweep
 KEEPS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TASKS = ("scbench/kv", "scbench/prefix_suffix", "scbench/vt", "scbench/mf", "scbench/many_shot")
 DECODING = ("rkv", "triattention")  # they leave the prompt alone unless asked
-SMALLEST = """From the records of [the family's table](family.md), by `benchmarks/family.py`: where the line through a method's five
-budgets first reaches 90 % of the full cache's score. Few contexts make wide intervals; what is beyond them is marked `<` and `>`."""
+SMALLEST = """From the records of [the family's table](family.md), by `benchmarks/family.py`: where the line through a
+method's five budgets first reaches 90 % of the full cache's score. Few contexts make wide intervals; what lies beyond
+the budgets is marked `<` and `>`."""
 ORACLE = "streaming(keep={keep}) + protect(evidence=True)"
 
 
