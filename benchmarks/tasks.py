@@ -36,8 +36,9 @@ def cell(found: dict[tuple[str, int], list[float]] | None) -> str:
     if not found:
         return "–"
     value = mean(found)
-    half = 0.0 if value.low is None or value.high is None else 50 * (value.high - value.low)
-    return f"{100 * value.mean:.0f} ± {half:.0f}"
+    if value.low is None or value.high is None:  # one context
+        return f"{100 * value.mean:.0f}"
+    return f"{100 * value.mean:.0f} ± {50 * (value.high - value.low):.0f}"
 
 
 def able(task: str, full: dict[tuple[str, int], list[float]] | None) -> bool:

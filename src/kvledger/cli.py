@@ -129,7 +129,7 @@ def _run_parsers(commands: Any) -> None:
     probe.add_parser(commands)
     judge.add_parser(commands)
     critical_command.add_parser(commands).set_defaults(body=_critical)
-    drift.add_parser(commands).set_defaults(body=_drift)
+    drift.add_parser(commands, _drift_page)
 
 
 def _critical(arguments: argparse.Namespace) -> None:
@@ -139,12 +139,10 @@ def _critical(arguments: argparse.Namespace) -> None:
     run(arguments, show)
 
 
-def _drift(arguments: argparse.Namespace) -> None:
+def _drift_page(out: Path, scores: str | None) -> None:
     from kvledger.report.drift import show
-    from kvledger.run.drift import measure
 
-    measure(arguments)
-    show(Path(arguments.out), arguments.scores)
+    show(out, scores)
 
 
 def _inspect_parser(commands: Any) -> None:

@@ -25,7 +25,7 @@ class Line:
 
 def panel(name: str, title: str, lines: Sequence[Line], everyone: Sequence[str]) -> str:
     """A panel of `lines`, coloured as they are among `everyone`, all recipes of the page. `name` is unique on the page."""
-    frame = Frame(right=122)
+    frame = Frame(right=134)
     words = "; ".join(f"{one.recipe}: {', '.join(units.points(share) for _, share in one.spots)}" for one in lines)
     root = svg.panel(frame, name, title, f"{words}.")
     last = max(turn for one in lines for turn, _ in one.spots)

@@ -120,10 +120,10 @@ def _conversation(
     for number, turn in enumerate(sample.turns):
         gold = turn.gold if cell.history == "gold" else None
         if session is None and cell.visibility != "hidden":
-            session = _reader(cell, host, recipe, sample, turn.question)
+            session = reader(cell, host, recipe, sample, turn.question)
             answer = session.answer(turn.max_new_tokens, gold)
         else:
-            session = session or _reader(cell, host, recipe, sample, None)
+            session = session or reader(cell, host, recipe, sample, None)
             answer = session.turn(turn.question, turn.max_new_tokens, gold)
         yield number, answer, session
 
@@ -135,12 +135,12 @@ def _requests(
         if number in done:
             continue
         hidden = cell.visibility == "hidden"
-        request = _reader(cell, host, recipe, sample, None if hidden else turn.question)
+        request = reader(cell, host, recipe, sample, None if hidden else turn.question)
         answer = request.turn(turn.question, turn.max_new_tokens) if hidden else request.answer(turn.max_new_tokens)
         yield number, answer, request
 
 
-def _reader(cell: Cell, host: Host, recipe: Recipe, sample: Sample, question: str | None) -> Session:
+def reader(cell: Cell, host: Host, recipe: Recipe, sample: Sample, question: str | None) -> Session:
     """A session that has read the context, and the question if there is one."""
     if cell.visibility != "patched":
         return host.readings.read(recipe, cell.chunk, sample.text, question, lambda one: _spans(one, sample))
