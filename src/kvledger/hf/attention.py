@@ -17,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 
 NAME = "kvledger"
 TAG = "_kvledger_layer"
+UNKNOWN = {"position_bias": "adds a bias by position", "block_indices": "reads blocks chosen by an index of its own"}
 
 
 class Columns:
@@ -65,6 +66,9 @@ def attention_function(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Registered attention: query [B, Hq, T, D], key and value [B, H, T, D] (not repeated); returns [B, T, Hq, D]."""
+    for name, what in UNKNOWN.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(f"its attention {what}, which kvledger does not do")
     layer = getattr(key, TAG, None)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer is not None:

@@ -6,14 +6,17 @@ import copy
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
-from kvledger.hf.attention import use
+from kvledger.hf.attention import NAME, use
+from kvledger.hf.hybrid import HybridLayer, states
 from kvledger.hf.inside import rope_of, show_hidden
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.run import Run
 from kvledger.methods.base import Method, Shape
 from kvledger.recipe import Recipe, parse
+
+COMPRESSIBLE = (DynamicLayer, LinearAttentionAndFullAttentionLayer)
 
 
 def resolve(recipe: str | Recipe | Method) -> Recipe:
@@ -35,16 +38,15 @@ def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
     use(model)
     if not cache.layers:  # made without a config: its layers would appear one by one
         cache.layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    slots = [i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer]
+    slots = [i for i, layer in enumerate(cache.layers) if type(layer) in COMPRESSIBLE]
     if not slots:
         kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers})) or "no layers"
         raise ValueError(
             f"{model.config.model_type!r} has no full-attention layer whose cache could be compressed ({kinds})"
         )
-    method, config = recipe.method, model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    method.fit(Shape(len(slots), config.num_attention_heads, heads, config.hidden_size, dim))
+    method, shape = recipe.method, _shape(model, slots)
+    heads = shape.kv_heads
+    method.fit(shape)
     windows, profile, protection = None, recipe.profile, recipe.protection
     if profile is not None and profile.drops:
         windows = profile.windows(len(slots), heads)
@@ -53,10 +55,24 @@ def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
     if protection is not None:
         run.sinks, run.recent = protection.sinks, protection.recent
     for slot, i in enumerate(slots):
-        cache.layers[i] = ArenaLayer(slot, run)
+        recurrent = getattr(cache.layers[i], "number_of_states", 0)
+        cache.layers[i] = HybridLayer(slot, run, recurrent) if recurrent else ArenaLayer(slot, run)
     if "hidden" in method.needs:
         show_hidden(model, cache.layers)
     return run
+
+
+def _shape(model: Any, slots: list[int]) -> Shape:
+    """What a method may need to know of the compressible layers `slots`, from the first of them: in some models, layers of
+    other kinds have heads of their own (Gemma 4)."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "is_heterogeneous", False):
+        config = config.per_layer_config[slots[0]]
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:
+        raise ValueError(f"{model.config.model_type!r} has no attention heads: there are no keys to keep")
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Shape(len(slots), heads, getattr(config, "num_key_value_heads", None) or heads, config.hidden_size, dim)
 
 
 def arenas(cache: Cache) -> list[ArenaLayer]:
@@ -70,11 +86,15 @@ def run_of(cache: Cache) -> Run:
 
 def other_bytes(cache: Cache) -> int:
     """Bytes held by layers that are left alone (sliding windows, recurrent states)."""
-    held = 0
-    for layer in cache.layers:
-        if not isinstance(layer, ArenaLayer):
-            held += sum(x.untyped_storage().nbytes() for x in vars(layer).values() if isinstance(x, torch.Tensor))
-    return held
+    held = [
+        x for layer in cache.layers for x in (states(layer) if isinstance(layer, ArenaLayer) else tensors_of(layer))
+    ]
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}.values())
+
+
+def tensors_of(layer: Any) -> list[torch.Tensor]:
+    """Every tensor of a layer that is left alone."""
+    return [x for x in vars(layer).values() if isinstance(x, torch.Tensor)] + states(layer)
 
 
 def fork(cache: Cache) -> Cache:
@@ -103,6 +123,12 @@ def check_supported(model: Any) -> None:
 
 
 def _try_out(model: Any) -> None:
+    use(model)
+    if model.config._attn_implementation != NAME:
+        raise ValueError(
+            f"model type {model.config.model_type!r} is not supported: it attends by itself, not through transformers' "
+            "attention interface"
+        )
     cache = new_cache(model, "full")
     run_of(cache).auto = False
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
@@ -111,7 +137,8 @@ def _try_out(model: Any) -> None:
             model(input_ids=ids, past_key_values=cache, use_cache=True)
         lost = [layer.slot for layer in arenas(cache) if layer.arena is None or layer.pending]
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"model type {model.config.model_type!r} is not supported: {error}") from error
+        reason = "it computes with the attention mask, and kvledger makes none" if "'Columns'" in str(error) else error
+        raise ValueError(f"model type {model.config.model_type!r} is not supported: {reason}") from error
     if lost:
         raise ValueError(
             f"model type {model.config.model_type!r} is not supported: its attention bypasses transformers' attention "

@@ -224,9 +224,13 @@ class ArenaLayer(CacheLayerMixin):
             self.arena.tally = None
             self.hold()
 
+    def blank(self, run: Run) -> ArenaLayer:
+        """A layer of this kind that has no rows yet."""
+        return ArenaLayer(self.slot, run)
+
     def fork(self, run: Run) -> ArenaLayer:
         """The same rows under another run; buffers are shared until one side writes."""
-        twin = ArenaLayer(self.slot, run)
+        twin = self.blank(run)
         for name in ("is_initialized", "columns", "windows", "full_heads", "output", "scale", "copies"):
             setattr(twin, name, getattr(self, name))
         twin.last_queries, twin.states = list(self.last_queries), list(self.states)

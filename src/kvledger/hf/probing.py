@@ -15,12 +15,14 @@ from kvledger.hf import cache as caches
 from kvledger.hf.chat import Chat
 from kvledger.hf.eviction import evict
 from kvledger.hf.layer import ArenaLayer
+from kvledger.hf.recurrent import check_probes
 from kvledger.methods.base import Probe
 
 
 def ask(model: Any, cache: Any, sequences: Sequence[list[int]], chat: Chat, mask: Tensor | None = None) -> None:
     """Read the probes of the method that `cache` follows over the last tokens `sequences` of each sequence, and forget them.
     `mask` [B, columns]: which of the tokens that the model was given are real (None: all)."""
+    check_probes(model, cache)
     run, lead = caches.run_of(cache), chat.opening("", "")[1]
     seen = next(layer.arena.seen for layer in caches.arenas(cache) if layer.arena is not None)
     asked = [

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kvledger.hf import cache as caches
+from kvledger.hf.hybrid import HybridLayer
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.probing import ask, choose
 from kvledger.recipe import Recipe
@@ -102,6 +103,9 @@ class Reading:
         for one in self.others:
             mine, theirs = one.cache.layers, self.lead.cache.layers
             one.cache.layers = [a if isinstance(a, ArenaLayer) else copy.deepcopy(b) for a, b in zip(mine, theirs)]
+            for a, b in zip(mine, theirs):
+                if isinstance(a, HybridLayer):
+                    a.take_states(b)
         self.others, sessions = [], self.sessions
         self._link()
         for one in sessions:

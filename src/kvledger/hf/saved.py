@@ -25,6 +25,7 @@ from torch import Tensor
 from kvledger.cache.arena import Arena
 from kvledger.cache.ledger import LayerBook, Step
 from kvledger.hf import cache as caches
+from kvledger.hf.hybrid import states
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.load import fingerprint
 
@@ -42,6 +43,10 @@ def save(session: Session, path: str | Path) -> int:
         raise ValueError("nothing has been read yet, so there is nothing to save")
     if session.logits is not None:
         raise ValueError("a question waits for its answer: call `answer` first, then save")
+    if any(states(layer) for layer in session.cache.layers):
+        raise ValueError(
+            f"a session of {session.model.config.model_type!r} holds recurrent states, which are not saved yet"
+        )
     path, tensors, layers = Path(path), {}, []
     for i, layer in enumerate(session.cache.layers):
         facts, held = _arena(layer) if isinstance(layer, ArenaLayer) else _other(layer)
@@ -49,9 +54,9 @@ def save(session: Session, path: str | Path) -> int:
         tensors.update({f"{i}.{name}": x.detach().contiguous().cpu() for name, x in held.items()})
     manifest = {
         "format": FORMAT,
-        **_identity(session.model, session.chat.tokenizer),
+        **identity(session.model, session.chat.tokenizer),
         "recipe": str(session.recipe),
-        "files": _files(session),
+        "files": files_of(session),
         "context": session.context_hash,
         "layers": layers,
         "session": {name: getattr(session, name) for name in ("chunk", "tokens", "_unread", "_turns", "_held")},
@@ -81,7 +86,7 @@ def reopen(model: Any, tokenizer: Any, path: str | Path, recipe: Any = None, con
     if recipe is not None and str(caches.resolve(recipe)) != manifest["recipe"]:
         raise ValueError(f"{path} was made under {manifest['recipe']}, not under {caches.resolve(recipe)}")
     session = open_session(model, tokenizer, manifest["recipe"], manifest["session"]["chunk"])
-    if _files(session) != manifest["files"]:
+    if files_of(session) != manifest["files"]:
         raise ValueError(f"{path}: the files that {manifest['recipe']} reads have changed since")
     if context is not None and session.hash_of(context) not in (manifest["context"], ""):
         raise ValueError(f"{path} holds another context than the one given")
@@ -170,19 +175,19 @@ def _fill_ledger(session: Session, facts: dict[str, Any]) -> None:
 # ---- whose it is -------------------------------------------------------------------------------------------------
 
 
-def _identity(model: Any, tokenizer: Any) -> dict[str, str]:
+def identity(model: Any, tokenizer: Any) -> dict[str, str]:
     words = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
     words.update(str(getattr(tokenizer, "chat_template", None)).encode())
     return {"model": fingerprint(model), "dtype": str(model.dtype), "tokenizer": words.hexdigest()[:16]}
 
 
 def _check(manifest: dict[str, Any], model: Any, tokenizer: Any, path: str | Path) -> None:
-    for what, mine in _identity(model, tokenizer).items():
+    for what, mine in identity(model, tokenizer).items():
         if manifest[what] != mine:
             raise ValueError(f"{path} was saved with another {what} ({manifest[what]}, and this one is {mine})")
 
 
-def _files(session: Session) -> str:
+def files_of(session: Session) -> str:
     return " ".join(filter(None, (getattr(part, "fingerprint", "") for part in session.recipe.parts)))
 
 

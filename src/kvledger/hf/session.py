@@ -18,8 +18,10 @@ from kvledger.cache.ledger import Ledger
 from kvledger.hf import cache as caches
 from kvledger.hf.attention import use
 from kvledger.hf.chat import Chat
+from kvledger.hf.hybrid import states
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.reading import Reading
+from kvledger.hf.recurrent import parts
 from kvledger.recipe import Recipe
 
 
@@ -109,7 +111,7 @@ class Session:
         ids = self.prompt(context, question, protect)
         method = self.recipe.method
         patch = ids[-method.window :] if patched and method.window else []
-        if patch and len(caches.arenas(self.cache)) != len(self.cache.layers):
+        if patch and any(type(layer) is not ArenaLayer for layer in self.cache.layers):
             raise ValueError(
                 "patched reading needs every layer to be a full-attention layer: others cannot forget the patch"
             )
@@ -234,11 +236,12 @@ class Session:
     def forward(self, ids: list[int], kind: str) -> None:
         use(self.model)
         self.run.ledger.kind = kind
-        tensor = torch.tensor([ids], device=self.model.device)
-        out = self.model(input_ids=tensor, past_key_values=self.cache, use_cache=True, **self._short_logits)
-        self.logits = out.logits[0, -1]
-        self.run.ledger.hold_other(caches.other_bytes(self.cache))
-        self.tokens += len(ids)
+        for part in parts(self, ids, kind):
+            tensor = torch.tensor([part], device=self.model.device)
+            out = self.model(input_ids=tensor, past_key_values=self.cache, use_cache=True, **self._short_logits)
+            self.logits = out.logits[0, -1]
+            self.run.ledger.hold_other(caches.other_bytes(self.cache))
+            self.tokens += len(part)
 
     def _decode(self, max_new_tokens: int) -> tuple[list[int], float]:
         """Greedy tokens, the stop token left out, and the moment of the first of them."""
@@ -271,7 +274,7 @@ class Session:
         def of(layer: Any) -> Any:
             if not isinstance(layer, ArenaLayer):
                 return copy.deepcopy(layer)
-            return layer.fork(self.run) if self.run.forgets else layer.columns
+            return layer.fork(self.run) if self.run.forgets or states(layer) else layer.columns
 
         return [of(layer) for layer in self.cache.layers], self.run.since
 
