@@ -28,7 +28,12 @@ DECODING = ("rkv", "triattention")  # they leave the prompt alone unless asked
 SMALLEST = """From the records of [the family's table](family.md), by `benchmarks/family.py`: where the line through a
 method's five budgets first reaches 90 % of the full cache's score. Few contexts make wide intervals; what lies beyond
 the budgets is marked `<` and `>`."""
-ORACLE = "streaming(keep={keep}) + protect(evidence=True)"
+MORE = {  # while the context is read, and trained heads
+    "snapkv, by chunks": "snapkv(keep={keep}, when='chunk')",
+    "headgate, PruLong": "headgate(keep={keep})",
+    "headgate, Duo": "headgate(path='zoo/duo', keep={keep})",
+    "oracle": "streaming(keep={keep}) + protect(evidence=True)",
+}
 
 
 def recipes(methods: list[str]) -> dict[str, tuple[str, float]]:
@@ -39,7 +44,8 @@ def recipes(methods: list[str]) -> dict[str, tuple[str, float]]:
             more = ", when='prompt', rows=0, every=0" if name in DECODING else ""
             found[str(parse(f"{name}(keep={keep}{more})"))] = (name, keep)
     for keep in KEEPS:
-        found[str(parse(ORACLE.format(keep=keep)))] = ("oracle", keep)
+        for line, recipe in MORE.items():
+            found[str(parse(recipe.format(keep=keep)))] = (line, keep)
     return found
 
 
@@ -107,6 +113,7 @@ def main() -> None:
         context=(arguments.context,),
         chunk=512,
         samples=arguments.samples,
+        turns=5,
         seed=11,
     )
 
