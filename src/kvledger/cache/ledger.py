@@ -22,10 +22,11 @@ def triangle(T: int, P: int) -> float:
 
 @dataclass
 class Step:
-    """One forward: what it was for, tokens of the request so far (a probe's are none of them), entries alive (summed over
-    layers and heads) and bytes."""
+    """One forward: what it was for, its tokens, tokens of the request so far (a probe's are none of them), entries alive
+    (summed over layers and heads) and bytes."""
 
     kind: str
+    tokens: int
     processed: int
     full: int = 0
     top: int = 0
@@ -114,7 +115,7 @@ class Ledger:
     def _begin(self, tokens: int, probes: int) -> None:
         kind = self.kind if self.kind != "auto" else ("read" if tokens > 1 else "decode")
         done = self.steps[-1].processed if self.steps else 0
-        self.steps.append(Step(kind, done + tokens - probes))
+        self.steps.append(Step(kind, tokens, done + tokens - probes))
 
     @staticmethod
     def _reference(book: LayerBook, added: Sequence[int]) -> None:
