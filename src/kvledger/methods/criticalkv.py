@@ -21,7 +21,9 @@ from kvledger.methods.base import View
 from kvledger.methods.snapkv import SnapKV
 from kvledger.recipe import Row, register
 
-NUMBERS_AT_ONCE = 1 << 25  # of projected values: rows go through the projection in blocks
+NUMBERS_AT_ONCE = {
+    "cpu": 1 << 18
+}  # of projected values: rows go through the projection in blocks that fit a core's cache
 
 
 @register(
@@ -79,10 +81,10 @@ def projected_norm(view: View) -> Tensor:
     assert view.output is not None
     H, G, _, E = view.output.shape
     norms = torch.zeros(view.shape, device=view.values.device)
-    block = max(1, NUMBERS_AT_ONCE // E)
+    block = max(1, NUMBERS_AT_ONCE.get(norms.device.type, 1 << 25) // E)
     for h in range(H):
         for g in range(G):
             weight = view.output[h, g].float()
             for n in range(0, norms.shape[1], block):
-                norms[h, n : n + block] += (view.values[h, n : n + block].float() @ weight).abs().sum(-1) / G
+                norms[h, n : n + block] += (view.values[h, n : n + block].float() @ weight).abs_().sum(-1) / G
     return norms
