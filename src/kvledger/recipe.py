@@ -69,13 +69,23 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"{hint} (choices: {', '.join(known)})" if not close else hint
 
 
-ROLES = {"compression": "compression method", "profile": "head profile", "protection": "protection"}
+ROLES = {
+    "source": "source",
+    "pattern": "prefill pattern",
+    "compression": "compression method",
+    "profile": "head profile",
+    "protection": "protection",
+    "format": "storage format",
+    "reader": "reader",
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Parts that work together on one cache, at most one of each role: a compression method ("compression"), a table of
-    heads that need no more than a window ("profile"), and spans that stay ("protection"). ValueError for two of a role."""
+    """Parts that work together on one cache, at most one of each role: what is made of the prompt before it is read ("source"),
+    what its queries look at ("pattern"), which rows stay ("compression"), heads that need no more than a window ("profile"),
+    spans that stay ("protection"), how rows are stored ("format"), and what a decode step reads of them ("reader").
+    ValueError for two of a role."""
 
     parts: tuple[Any, ...]
 
@@ -112,6 +122,22 @@ class Recipe:
         return self._part("protection")
 
     @property
+    def source(self) -> Any:
+        return self._part("source")
+
+    @property
+    def pattern(self) -> Any:
+        return self._part("pattern")
+
+    @property
+    def format(self) -> Any:
+        return self._part("format")
+
+    @property
+    def reader(self) -> Any:
+        return self._part("reader")
+
+    @property
     def drops(self) -> bool:
         """Whether anything is ever dropped."""
         return bool(self.method.drops or (self.profile is not None and self.profile.drops))
@@ -125,6 +151,11 @@ class Recipe:
     def name(self) -> str:
         """The recipe without its `keep`: what one line of a plot has in common, `snapkv` or `snapkv(when='chunk')`."""
         return " + ".join(_show(part, hidden=("keep",)) for part in self.parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprints of the files that the parts read: gates, importance, scorers."""
+        return " ".join(filter(None, (getattr(part, "fingerprint", "") for part in self.parts)))
 
     def __str__(self) -> str:
         return " + ".join(_show(part) for part in self.parts)

@@ -161,10 +161,14 @@ class ArenaLayer(CacheLayerMixin):
         stored = query_heads if run.method.heads == "query" else H
         row_bytes = k.element_size() * k.shape[-1] + v.element_size() * v.shape[-1]
         run.ledger.open_layer(self.slot, B, B * stored, H, row_bytes)
-        self.arena, self.copies = Arena(B, stored, self._hold), stored // H
+        self.hold_in(Arena(B, stored, self._hold), stored // H)
+
+    def hold_in(self, arena: Arena, copies: int) -> None:
+        """Keep the rows in `arena`, which stores each of them `copies` times."""
+        run, self.arena, self.copies = self.run, arena, copies
         if run.windows is not None:
             self.windows = run.windows[self.slot]
-        self.full_heads = [h for h in range(stored) if self.windows is None or self.windows[h] is None]
+        self.full_heads = [h for h in range(arena.heads) if self.windows is None or self.windows[h] is None]
 
     def hold(self) -> None:
         """Tell the ledger what this layer holds now."""

@@ -35,7 +35,7 @@ from kvledger.hf import cache as caches
 from kvledger.hf.hybrid import states
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.reading import Reading
-from kvledger.hf.saved import files_of, identity, reopen
+from kvledger.hf.saved import identity, reopen
 from kvledger.hf.session import Session, open_session
 
 BUFFERS = {"k", "v", "position", "tally"}  # of an arena whose rows can be seen as a longer one's first
@@ -79,7 +79,7 @@ class Prefixes:
             _check_dense(self._blank)
         self.hits = self.continued = self.misses = self.reused = 0
         self._states: dict[str, Begun | Session] = {}  # least recently used first; keys of whole contexts end in "."
-        whose = f"{identity(model, tokenizer)} {self.recipe} {files_of(self._blank)} {chunk}"
+        whose = f"{identity(model, tokenizer)} {self.recipe} {self.recipe.fingerprint} {chunk}"
         self._seed = hashlib.sha256(whose.encode())
 
     @property

@@ -41,7 +41,11 @@ def restarts(model: Any) -> bool:
 def parts(session: Session, ids: list[int], kind: str) -> list[list[int]]:
     """The forwards that the tokens `ids` take: one, or one each where the model would forget what it has read. ValueError for
     a context in chunks, which would take as many forwards as it has tokens."""
-    if not session.tokens or len(ids) == 1 or state_of(session.cache) is None or not restarts(session.model):
+    if not session.tokens or len(ids) == 1 or state_of(session.cache) is None:
+        return [ids]
+    if session.restarts is None:  # four forwards to find out
+        session.restarts = restarts(session.model)
+    if not session.restarts:
         return [ids]
     if kind == "read":
         raise ValueError(

@@ -56,7 +56,7 @@ def save(session: Session, path: str | Path) -> int:
         "format": FORMAT,
         **identity(session.model, session.chat.tokenizer),
         "recipe": str(session.recipe),
-        "files": files_of(session),
+        "files": session.recipe.fingerprint,
         "context": session.context_hash,
         "layers": layers,
         "session": {name: getattr(session, name) for name in ("chunk", "tokens", "_unread", "_turns", "_held")},
@@ -86,7 +86,7 @@ def reopen(model: Any, tokenizer: Any, path: str | Path, recipe: Any = None, con
     if recipe is not None and str(caches.resolve(recipe)) != manifest["recipe"]:
         raise ValueError(f"{path} was made under {manifest['recipe']}, not under {caches.resolve(recipe)}")
     session = open_session(model, tokenizer, manifest["recipe"], manifest["session"]["chunk"])
-    if files_of(session) != manifest["files"]:
+    if session.recipe.fingerprint != manifest["files"]:
         raise ValueError(f"{path}: the files that {manifest['recipe']} reads have changed since")
     if context is not None and session.hash_of(context) not in (manifest["context"], ""):
         raise ValueError(f"{path} holds another context than the one given")
@@ -115,28 +115,26 @@ def _arena(layer: ArenaLayer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     states = [() if state is None else state for state in layer.states]
     held |= {f"state.{b}.{i}": x for b, state in enumerate(states) for i, x in enumerate(state)}
     facts = {"heads": store.heads, "length": store.length, "seen": store.seen, "states": [len(x) for x in states]}
-    return facts | {"columns": layer.columns, "scale": layer.scale, "queries": len(layer.last_queries)}, held
+    facts |= {
+        "columns": layer.columns,
+        "scale": layer.scale,
+        "copies": layer.copies,
+        "queries": len(layer.last_queries),
+    }
+    return facts, held
 
 
 def _fill_arena(layer: ArenaLayer, facts: dict[str, Any], held: dict[str, Tensor], device: torch.device) -> None:
     held = {name: x.to(device) for name, x in held.items()}
-    store = layer.arena = Arena(len(facts["seen"]), facts["heads"], layer._hold)
+    layer.hold_in(Arena(len(facts["seen"]), facts["heads"], layer._hold), facts["copies"])
+    store = layer.arena
+    assert store is not None
     store.k, store.v, store.position, store.tally = (held.get(name) for name in ("k", "v", "position", "tally"))  # type: ignore[assignment]
     store.length, store.seen, store.capacity = list(facts["length"]), list(facts["seen"]), list(facts["length"])
     store.start = [sum(store.length[:s]) for s in range(len(store.length))]
     layer.is_initialized, layer.columns, layer.scale = True, facts["columns"], facts["scale"]
     layer.last_queries = [held[f"query.{b}"] for b in range(facts["queries"])]
     layer.states = [tuple(held[f"state.{b}.{i}"] for i in range(n)) for b, n in enumerate(facts["states"])]
-    run = layer.run
-    layer.copies = store.heads // _kv_heads(layer)
-    if run.windows is not None:
-        layer.windows = run.windows[layer.slot]
-    layer.full_heads = [h for h in range(store.heads) if layer.windows is None or layer.windows[h] is None]
-
-
-def _kv_heads(layer: ArenaLayer) -> int:
-    config = layer.run.config.get_text_config(decoder=True)
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
 def _other(layer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -185,10 +183,6 @@ def _check(manifest: dict[str, Any], model: Any, tokenizer: Any, path: str | Pat
     for what, mine in identity(model, tokenizer).items():
         if manifest[what] != mine:
             raise ValueError(f"{path} was saved with another {what} ({manifest[what]}, and this one is {mine})")
-
-
-def files_of(session: Session) -> str:
-    return " ".join(filter(None, (getattr(part, "fingerprint", "") for part in session.recipe.parts)))
 
 
 def _hash(x: Tensor) -> str:

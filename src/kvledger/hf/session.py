@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def check_length(model: Any, tokens: int) -> None:
 
 
 def _hash(ids: list[int]) -> str:
-    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:16]
+    return hashlib.sha256(array("q", ids)).hexdigest()[:16]
 
 
 class Session:
@@ -79,6 +80,7 @@ class Session:
         self.run.auto, self.run.reading = False, False
         self.tokens = 0
         self.context_hash = ""  # of the tokens of the context
+        self.restarts: bool | None = None  # whether the model does (recurrent.py), once somebody has asked
         self.logits: Tensor | None = None  # of the last token of a question that waits for its answer
         self._unread: list[int] = []  # history that the cache has not seen yet
         self._turns = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from kvledger.hf.chat import Chat
@@ -17,6 +18,11 @@ from kvledger.recipe import Recipe, parse
 
 BYTES_HELD = 4 << 30  # about, of all caches of one sample together
 Spans = Callable[[Recipe], Sequence[tuple[int, int]]]  # what a recipe protects of the text
+
+
+@lru_cache(maxsize=8)  # asked for each prompt of a sweep
+def _sharing(recipes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in recipes if shares(parse(name)))
 
 
 @dataclass
@@ -66,12 +72,12 @@ class Readings:
         name = str(recipe)
         if self.apart or not shares(recipe) or name not in self.recipes:
             return (name,)
-        peers = [other for other in self.recipes if shares(parse(other))]
+        peers = _sharing(self.recipes)
         config = self.model.config.get_text_config(decoder=True)
         row = 2 * config.hidden_size * config.num_hidden_layers * self.model.dtype.itemsize  # or less
         most = max(1, BYTES_HELD // (row * max(1, len(text) // 2)))
         first = peers.index(name) // most * most
-        return tuple(peers[first : first + most])
+        return peers[first : first + most]
 
     def _finish(
         self, group: tuple[str, ...], chunk: int, text: str, question: str | None, spans: Spans
@@ -88,9 +94,11 @@ class Readings:
     def _begin(self, group: tuple[str, ...], chunk: int, text: str) -> Reading:
         """A fork of what all prompts of this text begin with: whole chunks of the text, but for its last."""
         key = group, chunk
-        recipes = [parse(name) for name in group]
-        pinned = not shares(recipes[0]) and recipes[0].protection is not None  # what stays depends on the whole prompt
         if key not in self.begun:
+            recipes = [parse(name) for name in group]
+            pinned = (
+                not shares(recipes[0]) and recipes[0].protection is not None
+            )  # what stays depends on the whole prompt
             self.begun[key] = self._new(recipes, chunk)
             ids = self.chat.opening(text, "")[0]
             if chunk and not pinned:

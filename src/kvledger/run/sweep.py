@@ -186,7 +186,7 @@ def _data_of(cell: Cell, host: Host) -> str:
 def _files(model: Any, recipe: str) -> str:
     """Fingerprints of the files that a recipe reads. ValueError for one that this model cannot follow."""
     new_cache(model, recipe)
-    return " ".join(filter(None, (getattr(part, "fingerprint", "") for part in parse(recipe).parts)))
+    return parse(recipe).fingerprint
 
 
 def _versions(model: Any) -> str:
