@@ -46,12 +46,15 @@ def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
         )
     method, shape = recipe.method, _shape(model, slots)
     heads = shape.kv_heads
-    method.fit(shape)
+    for part in recipe.parts:
+        if hasattr(part, "fit"):
+            part.fit(shape)
     windows, profile, protection = None, recipe.profile, recipe.protection
     if profile is not None and profile.drops:
         windows = profile.windows(len(slots), heads)
     run = Run(method, len(slots), model.config, windows, rope=rope_of(model) if "rope" in method.needs else None)
     run.dense_chunks = profile is not None and profile.inside == "dense"
+    run.pattern, run.format, run.reader = recipe.pattern, recipe.format, recipe.reader
     if protection is not None:
         run.sinks, run.recent = protection.sinks, protection.recent
     for slot, i in enumerate(slots):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def shares(recipe: Recipe) -> bool:
     """Whether a recipe sees the full cache until the prompt has been read, stored once for each KV head."""
     method = recipe.method
+    if recipe.source or recipe.pattern or recipe.format:
+        return False
     dense = recipe.profile is None or not recipe.profile.drops
     return dense and method.heads == "kv" and (not method.drops or method.when != "chunk")
 

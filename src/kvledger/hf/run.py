@@ -40,6 +40,9 @@ class Run:
     config: Any  # of the model, to see which attention it is set to
     windows: list[Windows] | None = None
     dense_chunks: bool = False  # heads with a window see all of the chunk they are read in, as the papers' code does
+    pattern: Any = None  # what queries look at while a prompt is read
+    format: Any = None  # how rows are stored
+    reader: Any = None  # what a decode step reads of them
     sinks: int = 0  # first and
     recent: int = 0  # last tokens that stay
     rope: Rope | None = None
