@@ -51,7 +51,8 @@ def incomplete(rows: Sequence[Row]) -> list[str]:
 
 def _pooled(name: str, rows: Sequence[Row], scores: ScoreTable, baselines: Baselines) -> Row:
     head = rows[0]
-    means, draws = pooled_draws([_alone(scores[row.setting, row.recipe]) for row in rows])
+    strata = [_alone(scores[row.setting, row.recipe]) for row in rows]
+    means, draws = pooled_draws(strata)
     return Row(
         setting=head.setting._replace(task=name),
         recipe=head.recipe,
@@ -61,7 +62,7 @@ def _pooled(name: str, rows: Sequence[Row], scores: ScoreTable, baselines: Basel
         full=head.full,
         turns=sum(row.turns for row in rows),
         samples=sum(row.samples for row in rows),
-        score=estimate(means[0], None if draws is None else draws[:, 0]),
+        score=estimate(means[0], None if draws is None else draws[:, 0], strata),
         against=None if any(row.against is None for row in rows) else pooled(_against(rows, scores, baselines)),
         by_turn=_turns(rows, scores),
         first=_mean([row.first for row in rows]),
@@ -113,7 +114,7 @@ def _turn_scores(turns: Sequence[int], answered: Sequence[Scores]) -> tuple[Turn
     ]
     means, draws = pooled_draws(strata)
     count = sum(map(len, strata))
-    found = [estimate(means[n], None if draws is None else draws[:, n]) for n in range(len(turns))]
+    found = [estimate(means[n], None if draws is None else draws[:, n], strata) for n in range(len(turns))]
     return tuple(TurnScore(turn, count, e.mean, e.low, e.high) for turn, e in zip(turns, found, strict=True))
 
 

@@ -8,7 +8,7 @@ best of the rest leads the next group, and so on. Intervals are not widened for 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def places(
             continue
         means, draws = pooled_draws(strata)
         if draws is not None:
-            for number, row in zip(_groups(means, draws), group, strict=True):
+            for number, row in zip(_groups(means, draws, strata), group, strict=True):
                 found[setting, row.recipe] = number
     return found
 
@@ -65,7 +65,7 @@ def _stratum(
     return found
 
 
-def _groups(means: np.ndarray, draws: np.ndarray) -> list[int]:
+def _groups(means: np.ndarray, draws: np.ndarray, strata: Sequence[Sized]) -> list[int]:
     """A place for each of the columns of `draws` [REDRAWS, R]."""
     given = [0] * len(means)
     left = sorted(range(len(means)), key=lambda number: -means[number])
@@ -73,7 +73,7 @@ def _groups(means: np.ndarray, draws: np.ndarray) -> list[int]:
     while left:
         leader, rest = left[0], []
         for number in left:
-            gap = estimate(means[leader] - means[number], draws[:, leader] - draws[:, number])
+            gap = estimate(means[leader] - means[number], draws[:, leader] - draws[:, number], strata)
             if gap.low is not None and gap.low > 0:
                 rest.append(number)
             else:
