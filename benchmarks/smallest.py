@@ -49,8 +49,7 @@ HEAD = f"""# How many KVs, one question a prompt?
 In the layout of arXiv 2506.17121 table 2, on the embedded model: {CONTEXT:,} tokens read in chunks of {CHUNK}, the question at
 the prompt's end, seven budgets from keep 0.1 to 0.9, {{samples}} contexts a task. Per cent of the full cache's; 95 % intervals
 in brackets; `<` and `>`: beyond the budgets measured. Not the paper's model nor its data: the numbers do not stand beside its
-own. What can be compared is the order: in the paper, too, one shot needs a footprint near the full cache's, patching
-helps what naive chunks lose, and trained heads need least.
+own. What can be compared is the order (see docs/fidelity.md).
 
 ```
 python benchmarks/smallest.py --out results/smallest --table docs/results/smallest.md
