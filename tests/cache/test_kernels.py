@@ -135,7 +135,7 @@ def coded(x: Tensor, kind: str, rows: int, dims: int) -> Codes:
         low, high = groups.amin((1, 3)), groups.amax((1, 3))
         scale = ((high - low) / 15).clamp(min=1e-6)
         code = ((groups - low[:, None, :, None]) / scale[:, None, :, None]).round().to(torch.uint8).view(N, D)
-        return Codes(code[:, ::2] | code[:, 1::2] << 4, scale, low, rows, dims, packed=True)
+        return Codes(code[:, ::2] | code[:, 1::2] << 4, scale, low, rows, dims, bits=4)
     scale = (groups.abs().amax((1, 3)) / (127 if kind == "int8" else 448)).clamp(min=1e-6)
     code = (groups / scale[:, None, :, None]).view(N, D)
     data = code.round().to(torch.int8) if kind == "int8" else code.to(torch.float8_e4m3fn)

@@ -54,7 +54,7 @@ def test_a_list_is_made_again_only_when_it_must_be() -> None:
 def test_codes_stand_for_scaled_and_shifted_numbers() -> None:
     code = torch.arange(16, dtype=torch.uint8).view(4, 4)
     scale, zero = torch.tensor([[1.0, 10.0], [2.0, 20.0]]), torch.tensor([[0.0, 1.0], [-1.0, 0.5]])
-    packed = Codes(code[:, ::2] | code[:, 1::2] << 4, scale, zero, 2, 2, packed=True)
+    packed = Codes(code[:, ::2] | code[:, 1::2] << 4, scale, zero, 2, 2, bits=4)
     assert packed.dim == 4
     expected = code.float() * scale.repeat_interleave(2, 0).repeat_interleave(2, 1)
     expected += zero.repeat_interleave(2, 0).repeat_interleave(2, 1)

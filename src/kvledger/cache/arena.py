@@ -8,63 +8,49 @@ Segments have their own lengths, so what a method drops in one head is really fr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from kvledger.cache import kernels
+from kvledger.cache.formats import Stored, numbers
+from kvledger.cache.ragged import Ragged, starts
 
 
-class Arena:
+class Region(NamedTuple):
+    """Rows in one form; segment `s` has rows `start[s] : start[s] + length[s]` of both."""
+
+    k: Stored
+    v: Stored
+    start: list[int]
+    length: list[int]
+
+
+class Arena(Ragged):
     """Rows of keys `k` [rows, Dk] and values `v` [rows, Dv]; segment `s` owns `start[s] : start[s] + length[s]`.
 
     Rows of a segment are in the order of their tokens.  `position` is None while no row was ever dropped (row `i` is token
     `i`); afterwards it holds the token index of each row, counted without padding.  `watch(bytes)` is told the bytes held
     at each change, the short moment in which an old and a new buffer both live included.  `tally` [rows] float32, if a method
     asks for one, is a number of the method's own that moves with each row and is counted with it.
+
+    Who reads rows does so by `regions` or `plain`: in other kinds of arena (`packed.py`, `grouped.py`) `k` and `v` are not
+    the numbers themselves.
     """
 
+    names: tuple[str, ...] = ("k", "v", "position", "tally")
+    by_row = True  # each row stands for itself, so that a shorter arena can be seen as the first rows of a longer one
+
     def __init__(self, batch: int, heads: int, watch: Callable[[int], None] = lambda held: None):
+        super().__init__(batch * heads, watch)
         self.batch, self.heads = batch, heads
-        self.watch = watch
-        self.k = torch.empty(0, 0)
-        self.v = torch.empty(0, 0)
         self.position: Tensor | None = None
         self.tally: Tensor | None = None
-        self.start = [0] * (batch * heads)
-        self.length = [0] * (batch * heads)
-        self.capacity = [0] * (batch * heads)
         self.seen = [0] * batch
-        self.shared = False
         self.plan: object = None  # the CUDA reader's work list, good until lengths change other than by appending
 
     # ---- what is there -------------------------------------------------------------------------------------------
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, read from the tensors: keys, values, positions, tallies, slack."""
-        return sum(x.nbytes for x in (self.k, self.v, self.position, self.tally) if x is not None)
-
-    @property
-    def row_nbytes(self) -> int:
-        """Bytes of one row: its key, its value and, where there are such, its position and its tally."""
-        more = sum(x.element_size() for x in (self.position, self.tally) if x is not None)
-        return self.k.element_size() * self.k.shape[-1] + self.v.element_size() * self.v.shape[-1] + more
-
-    @property
-    def rows(self) -> int:
-        """Rows alive, over all segments."""
-        return sum(self.length)
-
-    @property
-    def uniform(self) -> bool:
-        """All segments have one length and one capacity, so that the buffer is a plain [S, capacity, D] tensor."""
-        return len(set(self.length)) == 1 and len(set(self.capacity)) == 1
-
-    def segment(self, s: int, tail: int | None = None) -> slice:
-        """Rows of segment `s` in the buffers; only the last `tail` of them if given."""
-        end = self.start[s] + self.length[s]
-        return slice(end - (self.length[s] if tail is None else tail), end)
 
     def positions(self, s: int, tail: int | None = None) -> Tensor:
         """Token index of each row of segment `s`, int64, ascending."""
@@ -72,6 +58,27 @@ class Arena:
             return self.position[self.segment(s, tail)].long()
         n = self.length[s]
         return torch.arange(n - (n if tail is None else tail), n, device=self.k.device)
+
+    @property
+    def regions(self) -> list[Region]:
+        """Where the rows of each segment are: the first of them in the first region, the next in the next."""
+        return [Region(self.k, self.v, self.start, self.length)]
+
+    def plain(self, s: int, tail: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys [n, Dk] and values [n, Dv] of segment `s`, or of its last `tail` rows, as numbers in the model's dtype: views of
+        the buffers where rows are stored as they are."""
+        return self.span(s, 0 if tail is None else self.length[s] - tail, self.length[s])
+
+    def span(self, s: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """As `plain`, of the rows `first` to `stop` of segment `s`, counted inside it."""
+        found = []
+        for region in self.regions:
+            n, at = region.length[s], region.start[s]
+            rows = slice(at + min(max(first, 0), n), at + min(max(stop, 0), n))
+            found.append((numbers(region.k, rows), numbers(region.v, rows)))
+            first, stop = first - n, stop - n
+        k, v = zip(*found)
+        return (k[0], v[0]) if len(k) == 1 else (torch.cat(k), torch.cat(v))
 
     # ---- append --------------------------------------------------------------------------------------------------
 
@@ -83,47 +90,33 @@ class Arena:
         added = [k.shape[2]] * self.batch if valid is None else [int(n) for n in valid.sum(-1).tolist()]
         if not any(added):
             return added
-        self._reserve(k, v, added)
-        if valid is None and kernels.usable(self.k):
+        new, of_segment = self._form(k, v), [added[s // self.heads] for s in range(len(self.start))]
+        self.reserve(new, of_segment)
+        self._widen(max(added))
+        if valid is None and type(self) is Arena and kernels.usable(self.k):
             from kvledger.cache.kernels.append import append  # late: it needs Triton
 
-            self._widen(max(added))
             append(self, k, v)
-        elif k.shape[2] == 1 and all(added):
-            self._append_one(k.flatten(0, 2), v.flatten(0, 2))
+            self.length = [n + more for n, more in zip(self.length, of_segment)]
         else:
-            self._append_spans(k, v, added, valid)
-        self.length = [n + added[s // self.heads] for s, n in enumerate(self.length)]
-        self.seen = [n + added[b] for b, n in enumerate(self.seen)]
+            self.put(new | self._known(k.shape[2], valid), of_segment, valid)
+        self.seen = [n + more for n, more in zip(self.seen, added)]
         return added
 
-    def _append_one(self, k: Tensor, v: Tensor) -> None:
-        """One row `k` [S, Dk], `v` [S, Dv] behind each segment: a few calls, however many segments."""
-        self._widen(1)
-        rows = torch.tensor([a + n for a, n in zip(self.start, self.length)], device=k.device)
-        self.k.index_copy_(0, rows, k)
-        self.v.index_copy_(0, rows, v)
-        if self.tally is not None:
-            self.tally.index_fill_(0, rows, 0.0)
-        if self.position is not None:
-            seen = torch.tensor(self.seen, dtype=self.position.dtype, device=k.device)
-            self.position.index_copy_(0, rows, seen.repeat_interleave(self.heads))
+    def _form(self, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """What is stored of keys [..., Dk] and values [..., Dv], by the name of the buffer."""
+        return {"k": k, "v": v}
 
-    def _append_spans(self, k: Tensor, v: Tensor, added: list[int], valid: Tensor | None) -> None:
-        for s, (a, n) in enumerate(zip(self.start, self.length)):
-            b, span = s // self.heads, slice(a + n, a + n + added[s // self.heads])
-            for buffer, new in ((self.k, k), (self.v, v)):
-                rows = new[b, s % self.heads]
-                buffer[span] = rows if valid is None else rows[valid[b].to(rows.device)]
-            if self.tally is not None:
-                self.tally[span] = 0.0
-        if self.position is None:
-            return
-        self._widen(max(added))
-        for b, (seen, n) in enumerate(zip(self.seen, added)):
-            tokens = torch.arange(seen, seen + n, device=k.device).to(self.position.dtype)
-            for s in range(b * self.heads, (b + 1) * self.heads):
-                self.position[self.start[s] + self.length[s] :][:n] = tokens
+    def _known(self, T: int, valid: Tensor | None) -> dict[str, Tensor]:
+        """Token indices and tallies [B, H, T] of new rows, where such are kept."""
+        new, shape = {}, (self.batch, self.heads, T)
+        if self.position is not None:
+            more = torch.arange(T)[None] if valid is None else valid.cpu().cumsum(-1) - 1
+            tokens = torch.tensor(self.seen)[:, None] + more
+            new["position"] = tokens.to(self.position)[:, None].expand(shape)
+        if self.tally is not None:
+            new["tally"] = self.tally.new_zeros(shape)
+        return new
 
     def _widen(self, more: int) -> None:
         """Token indices in 32 bits, once 16 are too few for `more` tokens."""
@@ -131,45 +124,8 @@ class Arena:
             self.position = self.position.to(torch.int32)
             self.watch(self.nbytes)
 
-    def _reserve(self, k: Tensor, v: Tensor, added: list[int]) -> None:
-        """Make room. Reading reserves just what it needs; single tokens leave slack, so that regrowing is rare."""
-        if self.k.shape[-1] == 0:
-            self.k, self.v = k.new_empty(0, k.shape[-1]), v.new_empty(0, v.shape[-1])
-        wanted = [n + added[s // self.heads] for s, n in enumerate(self.length)]
-        if all(w <= c for w, c in zip(wanted, self.capacity)) and not self.shared:
-            return
-        slack = [max(16, w // 64) if max(added) == 1 else 0 for w in wanted]
-        if len(set(self.length)) == 1:
-            slack = [max(slack)] * len(slack)
-        self._move(None, self.length, [w + extra for w, extra in zip(wanted, slack)])
-
-    def _move(self, rows: Tensor | None, length: Sequence[int], capacity: Sequence[int]) -> None:
-        """Copy to fresh buffers with the given lengths and capacities: all that is alive, or the chosen flat `rows`, which
-        then fill the buffers."""
-        start = [0] * len(capacity)
-        for s in range(1, len(capacity)):
-            start[s] = start[s - 1] + capacity[s - 1]
-        total = sum(capacity)
-        for name in ("k", "v", "position", "tally"):
-            buffer = getattr(self, name)
-            if buffer is None:
-                continue
-            fresh = buffer.new_empty(total, *buffer.shape[1:])
-            self.watch(self.nbytes + fresh.nbytes)
-            if rows is not None:
-                torch.index_select(buffer, 0, rows, out=fresh)
-            else:
-                for old, new, n in zip(self.start, start, length):
-                    fresh[new : new + n] = buffer[old : old + n]
-            setattr(self, name, fresh)
-        self.start, self.length, self.capacity = start, list(length), list(capacity)
-        self.shared = False
-        self.watch(self.nbytes)
-
-    def _flat(self, start: Sequence[int], length: Sequence[int]) -> Tensor:
-        """Row numbers of all segments, one after the other."""
-        spans = [torch.arange(a, a + n) for a, n in zip(start, length)]
-        return torch.cat(spans).to(self.k.device)
+    def seal(self) -> None:
+        """A forward is over, and what it was to drop is gone: rows may take the form that they will keep."""
 
     # ---- drop, change --------------------------------------------------------------------------------------------
 
@@ -192,7 +148,7 @@ class Arena:
         dropped = self.rows - sum(length)
         if dropped:
             self._materialise_positions()
-            self._move(alive.nonzero().squeeze(-1), length, length)
+            self.move(alive.nonzero().squeeze(-1), length, length)
         return dropped
 
     def slide(self, s: int, sinks: int, window: int) -> int:
@@ -204,11 +160,10 @@ class Arena:
             return 0
         self._materialise_positions()
         if self.shared:
-            self._move(None, self.length, self.capacity)
+            self.move(None, self.length, self.capacity)
         to, end = self.start[s] + head, self.start[s] + n
-        for x in (self.k, self.v, self.position, self.tally):
-            if x is not None:
-                x[to : to + window] = x[end - window : end].clone()
+        for x in self.buffers.values():
+            x[to : to + window] = x[end - window : end].clone()
         self.length[s] = n - drop
         return drop
 
@@ -234,19 +189,17 @@ class Arena:
         if not 0 <= int(rows.min()) <= int(rows.max()) < self.length[s]:
             raise ValueError(f"rows {rows.tolist()} outside a segment of {self.length[s]} rows")
         if self.shared:
-            self._move(None, self.length, self.capacity)
-        self.k[self.start[s] + rows] = k.to(self.k.dtype)
-        self.v[self.start[s] + rows] = v.to(self.v.dtype)
+            self.move(None, self.length, self.capacity)
+        for name, x in self._form(k, v).items():
+            buffer = getattr(self, name)
+            buffer[self.start[s] + rows] = x.to(buffer.dtype)
 
     # ---- branch, go back -----------------------------------------------------------------------------------------
 
-    def fork(self, watch: Callable[[int], None] = lambda held: None) -> Arena:
+    def fork(self, watch: Callable[[int], None] = lambda held: None) -> Self:
         """A second arena with the same rows. The buffers are shared until one of the two writes."""
-        twin = Arena(self.batch, self.heads, watch)
-        twin.k, twin.v, twin.position, twin.tally = self.k, self.v, self.position, self.tally
-        twin.start, twin.length, twin.capacity = list(self.start), list(self.length), list(self.capacity)
-        twin.seen = list(self.seen)
-        self.shared = twin.shared = True
+        twin = super().fork(watch)
+        twin.seen, twin.plan = list(self.seen), None
         return twin
 
     def follow(self, lead: Arena) -> None:
@@ -285,6 +238,20 @@ class Arena:
         """Reorder, repeat or drop whole sequences (beam search): sequence `i` becomes the old `sequences[i]`."""
         source = [b * self.heads + h for b in sequences for h in range(self.heads)]
         length = [self.length[s] for s in source]
-        rows = self._flat([self.start[s] for s in source], length)
+        rows = self.flat(source)
         self.batch, self.seen = len(sequences), [self.seen[b] for b in sequences]
-        self._move(rows, length, length)
+        self.move(rows, length, length)
+
+    # ---- to a file and back --------------------------------------------------------------------------------------
+
+    def dump(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What `load` needs: facts (numbers and lists, for JSON), and tensors without slack."""
+        rows = self.flat(range(len(self.start)))
+        return {"length": self.length, "seen": self.seen}, {name: x[rows] for name, x in self.buffers.items()}
+
+    def load(self, facts: dict[str, Any], held: dict[str, Tensor]) -> None:
+        """Hold what another arena of this kind and shape has dumped."""
+        self.length, self.capacity, self.seen = list(facts["length"]), list(facts["length"]), list(facts["seen"])
+        self.start = starts(self.length)
+        for name in self.names:
+            setattr(self, name, held.get(name))

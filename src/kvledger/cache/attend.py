@@ -8,6 +8,9 @@ A single token on a CPU is read by `native.py`, all heads in one pass.  Elsewher
 the query axis (no key is repeated), and heads of equal length and even spacing share one call; where there are fewer of them
 than threads, they are cut into pieces.  A chunk attends to the old rows without a mask and to itself causally, and the two
 parts are merged by their log-sum-exp.  `reference` is the same in ten plain lines and is what the tests compare with.
+
+An arena may hold its rows in several regions, and not as numbers (`formats.py`): regions are read apart and merged likewise,
+codes by the C or CUDA reader as they are, else block by block, so that no more than `BLOCK` rows are ever unpacked at a time.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import torch
 from torch import Tensor
 
 from kvledger.cache import kernels, native
-from kvledger.cache.arena import Arena
+from kvledger.cache.arena import Arena, Region
 from kvledger.cache.softmax import merge, sdpa
+from kvledger.cache.spans import decode_spans, in_blocks, join, wide
 from kvledger.cache.window import window_attention
 
 SHORTEST = 512  # rows of a piece that is worth a call
@@ -43,36 +47,25 @@ def attend(
     `valid` [B, T] bool: real tokens (padding queries get zeros). `sinks` [Hq]: learned logits that take part in the
     softmax without a value (gpt-oss). `softcap`: logits become `softcap·tanh(logits / softcap)` (Gemma 2).
     """
-    if valid is None and q.shape[2] == 1 and softcap is None and native.usable(q, arena.k, arena.v):
-        return _weigh_sinks(*_decode(q, arena, scale, windows), sinks)
+    if valid is None and q.shape[2] == 1 and softcap is None and all(native.usable(q, r.k, r.v) for r in arena.regions):
+        return weigh_sinks(*decode_spans(q, arena, visible(arena, windows), scale), sinks)
     if valid is None:
-        return _weigh_sinks(*_read(q, k, v, arena, 0, scale, softcap, windows), sinks)
-    result, total = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3], dtype=_wide(q))
+        return weigh_sinks(*_read(q, k, v, arena, 0, scale, softcap, windows), sinks)
+    result, total = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3], dtype=wide(q))
     for b in range(q.shape[0]):
         real = valid[b]
         one = [x[b : b + 1, :, real] for x in (q, k, v)]
-        part, lse = _weigh_sinks(*_read(one[0], one[1], one[2], arena, b, scale, softcap, windows), sinks)
+        part, lse = weigh_sinks(*_read(one[0], one[1], one[2], arena, b, scale, softcap, windows), sinks)
         result[b : b + 1, :, real], total[b : b + 1, :, real] = part, lse.to(total.dtype)
     return result, total
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _weigh_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+def weigh_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     """A sink logit adds exp(sink) to the normaliser and nothing to the sum."""
     if sinks is None:
         return out, lse
     logit = sinks[None, :, None].to(lse.dtype)
     return out * torch.sigmoid(lse - logit)[..., None].to(out.dtype), torch.logaddexp(lse, logit)
-
-
-def _decode(q: Tensor, arena: Arena, scale: float, windows: Windows | None) -> tuple[Tensor, Tensor]:
-    """`q` [B, Hq, 1, Dk]: all heads in one pass."""
-    grouped = q.reshape(len(arena.start), -1, q.shape[-1])
-    out, lse = native.decode(grouped, arena.k, arena.v, visible(arena, windows), scale)
-    return out.view(*q.shape[:3], -1), lse.view(q.shape[:3])
 
 
 def visible(arena: Arena, windows: Windows | None) -> list[int]:
@@ -105,7 +98,7 @@ def _read(
     H = arena.heads
     if T == 0:
         return q.new_zeros(b, Hq, 0, v.shape[-1]), q.new_zeros(b, Hq, 0)
-    if kernels.usable(q):
+    if kernels.usable(q) and arena.by_row and kernels.reads(arena.regions[0][:2]):
         from kvledger.cache.kernels.read import read  # late: it needs Triton
 
         return read(q, arena, first, scale, softcap, windows)
@@ -116,7 +109,7 @@ def _read(
     if list(groups) == [None]:
         out, lse = _dense(grouped, k, v, arena, list(range(first * H, (first + b) * H)), scale, softcap)
         return out.reshape(b, Hq, T, -1), lse.reshape(b, Hq, T)
-    out, lse = q.new_empty(b, H, Hq // H, T, v.shape[-1]), q.new_empty(b, H, Hq // H, T, dtype=_wide(q))
+    out, lse = q.new_empty(b, H, Hq // H, T, v.shape[-1]), q.new_empty(b, H, Hq // H, T, dtype=wide(q))
     for window, heads in groups.items():
         segments = [(first + i) * H + h for i in range(b) for h in heads]
         if window is None:
@@ -150,9 +143,11 @@ def _windowed(
     """`q` [b, h, G, T, Dk] of heads that see their first and their last tokens."""
     parts, at, H = [], 0, arena.heads
     q = q.flatten(0, 1)
+    regions = arena.regions
     for b in sorted({s // H for s in segments}):  # what a window reaches depends on how far its sequence has come
-        for run in equal_runs(arena, [s for s in segments if s // H == b]):
-            rows = _rows(arena, run, 0, q.shape[1])
+        mine = [s for s in segments if s // H == b]
+        for run in equal_runs(regions[0], mine) if _as_is(regions) else [range(s, s + 1) for s in mine]:
+            rows = _rows(regions[0], run, 0, q.shape[1]) if _as_is(regions) else _unpacked(arena, run.start, q.shape[1])
             parts.append(window_attention(q[at : at + len(run)], *rows, arena.seen[b] - 1, *window, scale, softcap))
             at += len(run)
     return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
@@ -162,14 +157,39 @@ def _over_rows(
     q: Tensor, arena: Arena, segments: list[int], skip: int, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """`q` [s, X, Y, Dk] over all but the last `skip` rows of each segment, without a mask."""
+    regions = arena.regions
+    out, lse = _over_region(q, regions[-1], segments, skip, scale, softcap)
+    for region in regions[:-1]:
+        out, lse = join(out, lse, *_over_region(q, region, segments, 0, scale, softcap))
+    return out, lse
+
+
+def _over_region(
+    q: Tensor, region: Region, segments: list[int], skip: int, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
     parts, at = [], 0
-    for run in equal_runs(arena, segments):
-        read = sdpa if skip else _in_pieces
-        parts.append(read(q[at : at + len(run)], *_rows(arena, run, skip, q.shape[1]), scale, softcap))
+    as_is = _as_is([region])
+    for run in equal_runs(region, segments) if as_is else [range(s, s + 1) for s in segments]:
+        some = q[at : at + len(run)]
+        if as_is:
+            read = sdpa if skip or q.shape[1] > 1 else _in_pieces
+            parts.append(read(some, *_rows(region, run, skip, q.shape[1]), scale, softcap))
+        else:
+            parts.append(in_blocks(some, region, run.start, skip, scale, softcap))
         at += len(run)
     if len(parts) == 1:
         return parts[0]
     return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
+
+
+def _unpacked(arena: Arena, s: int, heads: int) -> tuple[Tensor, Tensor]:
+    k, v = arena.plain(s)
+    return _expand(k[None, None], heads), _expand(v[None, None], heads)
+
+
+def _as_is(regions: Sequence[Region]) -> bool:
+    """Whether rows are numbers in one buffer."""
+    return len(regions) == 1 and isinstance(regions[0].k, Tensor) and isinstance(regions[0].v, Tensor)
 
 
 def _in_pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
@@ -188,34 +208,36 @@ def _in_pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | N
     return ((lse - total).exp()[..., None].to(out.dtype) * out).sum(1, keepdim=True), total
 
 
-def equal_runs(arena: Arena, segments: Sequence[int]) -> list[range]:
+def equal_runs(region: Region | Arena, segments: Sequence[int]) -> list[range]:
     """Neighbouring segments of equal length and even spacing: each run is one strided view of the buffers."""
     runs: list[range] = []
     for s in segments:
         if runs and s == runs[-1].stop:
             run = runs[-1]
-            first, gap = run.start, arena.start[s] - arena.start[s - 1]
-            even = len(run) == 1 or gap == arena.start[first + 1] - arena.start[first]
-            if even and gap >= arena.length[s] and arena.length[s] == arena.length[first]:
+            first, gap = run.start, region.start[s] - region.start[s - 1]
+            even = len(run) == 1 or gap == region.start[first + 1] - region.start[first]
+            if even and gap >= region.length[s] and region.length[s] == region.length[first]:
                 runs[-1] = range(first, s + 1)
                 continue
         runs.append(range(s, s + 1))
     return runs
 
 
-def _rows(arena: Arena, run: range, skip: int, heads: int) -> tuple[Tensor, Tensor]:
+def _rows(region: Region, run: range, skip: int, heads: int) -> tuple[Tensor, Tensor]:
     """Keys and values of a run of segments as [s, heads, N, D], repeated over `heads` with stride 0."""
     first = run.start
-    gap = arena.start[first + 1] - arena.start[first] if len(run) > 1 else 0
-    n = arena.length[first] - skip
+    gap = region.start[first + 1] - region.start[first] if len(run) > 1 else 0
+    n = region.length[first] - skip
 
     def view(buffer: Tensor) -> Tensor:
         D = buffer.shape[-1]
         return buffer.as_strided(
-            (len(run), heads, n, D), (gap * D, 0, D, 1), buffer.storage_offset() + arena.start[first] * D
+            (len(run), heads, n, D), (gap * D, 0, D, 1), buffer.storage_offset() + region.start[first] * D
         )
 
-    return view(arena.k), view(arena.v)
+    assert isinstance(region.k, Tensor)
+    assert isinstance(region.v, Tensor)
+    return view(region.k), view(region.v)
 
 
 def _expand(x: Tensor, heads: int) -> Tensor:
@@ -226,12 +248,12 @@ def reference(q: Tensor, arena: Arena, scale: float) -> Tensor:
     """The contract, head by head, with the mask written out. Slow; for tests (no padding, no sinks, no softcap)."""
     B, Hq, T, _ = q.shape
     G = Hq // arena.heads
-    out = q.new_zeros(B, Hq, T, arena.v.shape[-1])
+    out = q.new_zeros(B, Hq, T, arena.plain(0)[1].shape[-1])
     for b in range(B):
         for head in range(Hq):
             s = b * arena.heads + head // G
-            rows = arena.segment(s)
+            keys, values = arena.plain(s)
             position, now = arena.positions(s), torch.arange(arena.seen[b] - T, arena.seen[b], device=q.device)
-            logits = (q[b, head] @ arena.k[rows].T * scale).masked_fill(position[None] > now[:, None], -torch.inf)
-            out[b, head] = logits.softmax(-1) @ arena.v[rows]
+            logits = (q[b, head] @ keys.T * scale).masked_fill(position[None] > now[:, None], -torch.inf)
+            out[b, head] = logits.softmax(-1) @ values
     return out

@@ -33,6 +33,7 @@ class Step:
     end: int = 0
     read_bytes: int = 0
     full_read_bytes: int = 0
+    other_bytes: int = 0  # of layers that are left alone, which a step reads whole
 
 
 @dataclass
@@ -51,6 +52,8 @@ class LayerBook:
     held: int = 0
     alive: int = 0
     dropped: int = 0
+    work: list[float] = field(default_factory=list)  # query-key pairs of prompts, per stored segment
+    full_work: float = 0.0  # the same in one full KV head
 
 
 class Ledger:
@@ -63,6 +66,7 @@ class Ledger:
         self.other_bytes = 0
         self.peak_bytes = 0
         self.full_peak_bytes = 0
+        self.skipped = 0  # tokens of the context that a source left out: the full cache would have read them
         self._last_layer = -1
 
     # ---- fed by the store ----------------------------------------------------------------------------------------
@@ -70,8 +74,17 @@ class Ledger:
     def open_layer(self, layer: int, sequences: int, segments: int, heads: int, full_row_bytes: int) -> None:
         """A layer that holds KV: `segments` stored, against `heads` KV heads of `full_row_bytes` a row in the full cache."""
         book = LayerBook(heads, full_row_bytes, sequences, [0.0] * segments)
-        book.full_seen, book.floor_alive = [0] * sequences, [0] * sequences
+        book.full_seen, book.floor_alive, book.work = [self.skipped] * sequences, [0] * sequences, [0.0] * segments
+        book.full_area = book.full_work = sequences * triangle(self.skipped, 0)
         self.layers[layer] = book
+
+    def skip(self, tokens: int) -> None:
+        """In all, `tokens` of each sequence's context were left out before it was read."""
+        more, self.skipped = tokens - self.skipped, tokens
+        for book in self.layers.values():  # the order in which a full cache reads does not change its sums
+            pairs = sum(triangle(more, seen) for seen in book.full_seen)
+            book.full_area, book.full_work = book.full_area + pairs, book.full_work + pairs
+            book.full_seen = [seen + more for seen in book.full_seen]
 
     def hold(self, layer: int, nbytes: int) -> None:
         """Bytes a layer holds at this moment."""
@@ -81,14 +94,23 @@ class Ledger:
     def hold_other(self, nbytes: int) -> None:
         """Bytes of layers that are left alone (sliding windows, recurrent states): held here and in the full cache."""
         self.other_bytes = nbytes
+        if self.steps:
+            self.steps[-1].other_bytes = nbytes
         self.peak_bytes = max(self.peak_bytes, self.stored_bytes)
         self.full_peak_bytes = max(self.full_peak_bytes, self.full_bytes)
 
     def forward(
-        self, layer: int, added: Sequence[int], alive: Sequence[int], row_bytes: int, probe: int | Sequence[int] = 0
+        self,
+        layer: int,
+        added: Sequence[int],
+        alive: Sequence[int],
+        row_bytes: int,
+        probe: int | Sequence[int] = 0,
+        read: int | None = None,
     ) -> None:
         """A forward of `added[b]` new tokens has appended to a layer; `alive[s]` counts them in. `probe` (of each) will be
-        rolled back (patch tokens): they cost, but the full cache would not have had them."""
+        rolled back (patch tokens): they cost, but the full cache would not have had them. `read`: bytes read, index included,
+        where that is not every row."""
         book, per = self.layers[layer], len(alive) // len(added)
         probes = [probe] * len(added) if isinstance(probe, int) else probe
         if layer <= self._last_layer or not self.steps:
@@ -108,9 +130,13 @@ class Ledger:
         step.top += book.alive
         step.end += book.alive
         step.full += sum(book.full_seen) * book.heads
-        step.read_bytes += book.alive * row_bytes
+        step.read_bytes += book.alive * row_bytes if read is None else read
         step.full_read_bytes += sum(book.full_seen) * book.heads * book.full_row_bytes
         self.full_peak_bytes = max(self.full_peak_bytes, self.full_bytes)
+
+    def pass_by(self, tokens: int) -> None:
+        """A forward of `tokens` through a model all of whose layers are left alone: there is nothing but a state."""
+        self._begin(tokens, 0)
 
     def _begin(self, tokens: int, probes: int) -> None:
         kind = self.kind if self.kind != "auto" else ("read" if tokens > 1 else "decode")
@@ -124,6 +150,14 @@ class Ledger:
             book.floor_area += triangle(T, book.floor_alive[b])
             book.full_seen[b] += T
             book.floor_alive[b] += T
+
+    def look(self, layer: int, pairs: Sequence[float], added: Sequence[int], probe: int | Sequence[int] = 0) -> None:
+        """The queries of a prompt's `added[b]` tokens, just booked by `forward`, took `pairs[s]` query-key pairs of a segment,
+        mean over the query heads that share it."""
+        book = self.layers[layer]
+        probes = [probe] * len(added) if isinstance(probe, int) else probe
+        book.work = [sum(one) for one in zip(book.work, pairs)]
+        book.full_work += sum(triangle(T - p, n - T + p) for T, p, n in zip(added, probes, book.full_seen))
 
     def evict(self, layer: int, alive: Sequence[int], dropped: int) -> None:
         """The scheduled moment at which a layer may drop rows has passed; `alive[s]` are left."""
@@ -158,7 +192,12 @@ class Ledger:
 
     def _over_full(self, area: float) -> float:
         full = sum(book.full_area * book.heads for book in self.layers.values())
-        return area / full if full else 0.0
+        return area / full if full else self._whole
+
+    @property
+    def _whole(self) -> float:
+        """What a ratio to a full cache without keys and values is: 1, since it holds all that it ever would."""
+        return float(bool(self.steps) and not self.layers)
 
     @property
     def footprint_by_head(self) -> list[list[float]]:
@@ -174,13 +213,21 @@ class Ledger:
         """Byte·steps held as a fraction of the full cache's."""
         held = sum(book.byte_area for book in self.layers.values())
         full = sum(book.full_area * book.heads * book.full_row_bytes for book in self.layers.values())
-        return held / full if full else 0.0
+        return held / full if full else self._whole
+
+    @property
+    def prefill_work(self) -> float:
+        """Query-key pairs computed while prompts were read, as a fraction of causal attention over the full cache; those of
+        which only the product was computed, to choose what to read, count half. Attention's operations are in proportion."""
+        full = sum(book.full_work for book in self.layers.values())
+        done = sum(sum(book.work) * book.sequences / max(1, len(book.work)) for book in self.layers.values())
+        return done / full if full else 1.0
 
     @property
     def peak(self) -> float:
         """Largest mean number of entries alive in a KV head during any forward, over the tokens of the request."""
         tokens = max((step.full for step in self.steps), default=0)
-        return max((step.top for step in self.steps), default=0) / tokens if tokens else 0.0
+        return max((step.top for step in self.steps), default=0) / tokens if tokens else self._whole
 
     @property
     def stored_bytes(self) -> int:
@@ -200,11 +247,14 @@ class Ledger:
 
     @property
     def bytes_read_per_step(self) -> tuple[int, int]:
-        """KV bytes that a decode step reads, mean over the decode steps so far: (this cache, the full cache)."""
+        """Bytes of KV, sliding windows and states that a decode step reads, mean over the decode steps so far: (this cache,
+        the full cache)."""
         steps = [step for step in self.steps if step.kind == "decode"]
         if not steps:
             return 0, 0
-        return sum(s.read_bytes for s in steps) // len(steps), sum(s.full_read_bytes for s in steps) // len(steps)
+        other = sum(s.other_bytes for s in steps)
+        read, full = sum(s.read_bytes for s in steps), sum(s.full_read_bytes for s in steps)
+        return (read + other) // len(steps), (full + other) // len(steps)
 
     def curve(self) -> tuple[tuple[int, float, str], ...]:
         """Entries alive (mean over layers and full KV heads) over the tokens so far: a point before each forward's tokens

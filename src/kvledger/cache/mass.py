@@ -44,6 +44,8 @@ def add_mass(
     for b in range(q.shape[0]):
         queries, norms = (q[b], lse[b]) if valid is None else (q[b][:, valid[b]], lse[b][:, valid[b]])
         for h in heads:
-            rows = arena.segment(b * arena.heads + h)
+            s = b * arena.heads + h
             group = slice(h * G, (h + 1) * G)
-            arena.tally[rows] += column_mass(queries[group], arena.k[rows], norms[group], scale, softcap)
+            arena.tally[arena.segment(s)] += column_mass(
+                queries[group], arena.plain(s)[0], norms[group], scale, softcap
+            )

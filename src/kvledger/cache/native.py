@@ -23,41 +23,107 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvledger.cache.formats import Stored
+from kvledger.cache.kernels.codes import Codes
+
 SOURCE = Path(__file__).with_name("decode.c")
-KINDS = {torch.float32: 0, torch.bfloat16: 1}  # as decode.c numbers them
+HEADER = Path(__file__).with_name("rows.h")
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 4}  # as rows.h numbers them
+CODES = {4: 3, 2: 5}  # likewise, of uint8 by bits
+QUERIES = (torch.float32, torch.bfloat16, torch.float16)
 BYTES_A_THREAD = 1 << 18  # less than this is not worth waking a thread for
 SECONDS = 60  # for the compiler
+Spans = Sequence[int] | Tensor  # flat: three numbers a span
 
 
-def usable(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `decode` serves queries `q` over rows `k` and `v`: on a CPU, float32 or bfloat16, head dims multiples of 16, and
-    nobody wants gradients."""
-    if q.requires_grad and torch.is_grad_enabled():
+def usable(q: Tensor, k: Stored, v: Stored) -> bool:
+    """Whether `decode` serves queries `q` over rows `k` and `v`: on a CPU, head dims multiples of 16, nobody wants gradients,
+    and the rows are float32 or bfloat16 as the queries, or codes in forms that decode.c knows."""
+    if q.device.type != "cpu" or (q.requires_grad and torch.is_grad_enabled()) or k.shape[-1] % 16 or v.shape[-1] % 16:
         return False
-    kinds = q.device.type == "cpu" and q.dtype == k.dtype == v.dtype and q.dtype in KINDS
-    return kinds and not (k.shape[-1] % 16 or v.shape[-1] % 16) and _library() is not None
+    if isinstance(k, Codes) and isinstance(v, Codes):
+        known = q.dtype in QUERIES and _known(k, v)
+    else:
+        known = (
+            isinstance(k, Tensor) and isinstance(v, Tensor) and q.dtype == k.dtype == v.dtype and q.dtype in QUERIES[:2]
+        )
+    return known and _library() is not None
 
 
-def decode(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[int], scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of `q` [S, G, Dk], the queries of S segments, over rows of `k` [rows, Dk] and `v` [rows, Dv]: output
-    [S, G, Dv] in the dtype of `q` and log-sum-exp [S, G] float32; a segment without rows gets 0 and -inf.
+def _known(k: Codes, v: Codes) -> bool:
+    by_column = k.row_group > 1 and k.dim_group == 1 and k.zero is not None
+    rows = (k.row_group == 1 and k.scale.shape[1] == 1) or by_column
+    groups = v.row_group == 1 and (v.scale.shape[1] == 1 or v.dim_group % 16 == 0)
+    return rows and groups and k.scale.dtype == v.scale.dtype == torch.float16 and _kind(k) == _kind(v) is not None
+
+
+def _kind(x: Stored) -> int | None:
+    if isinstance(x, Codes):
+        return CODES.get(x.bits, KINDS.get(x.data.dtype))
+    return KINDS.get(x.dtype) if isinstance(x, Tensor) else None
+
+
+def _data(x: Stored) -> Tensor:
+    assert isinstance(x, Codes | Tensor)
+    return x.data if isinstance(x, Codes) else x
+
+
+class _Scales(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("k_scale", "k_zero", "v_scale", "v_zero")),
+        *((name, ctypes.c_int) for name in ("group", "columns")),
+    )
+
+
+def _scales(k: Codes, v: Codes) -> _Scales:
+    places = [None if x is None else x.data_ptr() for x in (k.scale, k.zero, v.scale, v.zero)]
+    return _Scales(*places, k.row_group, v.dim // v.scale.shape[1])
+
+
+def decode(q: Tensor, k: Stored, v: Stored, spans: Spans, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of `q` [S, G, Dk], the queries of S segments, over rows of `k` [rows, Dk] and `v` [rows, Dv], which are
+    `usable`: output [S, G, Dv] in the dtype of `q` and log-sum-exp [S, G] float32; a segment without rows gets 0 and -inf.
 
     `spans` says which rows, three numbers a span: segment, first row, rows. Spans of a segment follow each other.
     """
     library = _library()
     assert library is not None
     S, G, Dk = q.shape
-    q, Dv, rows = q.contiguous(), v.shape[-1], sum(spans[2::3])
+    asked = (q.float() if isinstance(k, Codes) else q).contiguous()
+    Dv, spans = v.shape[-1], torch.as_tensor(spans, dtype=torch.int64)
     out, lse = torch.empty(S, G, Dv), torch.empty(S, G)
-    work = rows * (Dk + Dv) * k.element_size()
-    threads = max(1, min(torch.get_num_threads(), work // BYTES_A_THREAD))
+    data = _data(k), _data(v)
+    threads = _threads(int(spans[2::3].sum()) * sum(x.shape[-1] * x.element_size() for x in data))
+    by = ctypes.byref(_scales(k, v)) if isinstance(k, Codes) and isinstance(v, Codes) else None
     failed = library.kvledger_decode(
-        q.data_ptr(), k.data_ptr(), v.data_ptr(), (ctypes.c_int64 * len(spans))(*spans), len(spans) // 3, S, G, Dk, Dv,
-        scale, KINDS[q.dtype], threads, out.data_ptr(), lse.data_ptr(),
+        asked.data_ptr(), *(x.data_ptr() for x in data), by, spans.data_ptr(), len(spans) // 3, S, G, Dk, Dv,
+        scale, _kind(k), threads, out.data_ptr(), lse.data_ptr(),
     )  # fmt: skip
     if failed:
         raise MemoryError("no memory for the partial sums of a decode step")
     return out.to(q.dtype), lse
+
+
+def logits(q: Tensor, k: Tensor, spans: Spans, scale: float) -> Tensor:
+    """Logits of `q` [S, G, D] over rows of `k` [rows, D], which `usable(q, k, k)` allows, or over codes of 4 bits [rows, D / 2]
+    as they are, with float32 queries: [G, rows of all spans] float32, in the order of the spans, which are as in `decode`."""
+    library = _library()
+    assert library is not None
+    S, G, D = q.shape
+    q, spans = q.contiguous(), torch.as_tensor(spans, dtype=torch.int64)
+    rows, kind = int(spans[2::3].sum()), CODES[4] if k.dtype == torch.uint8 else KINDS[q.dtype]
+    out = torch.empty(G, rows)
+    failed = library.kvledger_logits(
+        q.data_ptr(), k.data_ptr(), spans.data_ptr(), len(spans) // 3, S, G, D, scale, kind,
+        _threads(rows * k.shape[-1] * k.element_size()), out.data_ptr(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("no memory for the queries of a decode step")
+    return out
+
+
+def _threads(nbytes: int) -> int:
+    return max(1, min(torch.get_num_threads(), nbytes // BYTES_A_THREAD))
 
 
 @cache
@@ -68,8 +134,9 @@ def _library() -> ctypes.CDLL | None:
         logging.getLogger(__name__).info("no C reader (%s): decoding on the CPU takes PyTorch's kernels", error)
         return None
     kinds: dict[str, Any] = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
-    library.kvledger_decode.argtypes = [kinds[letter] for letter in "pppplliiifiipp"]
-    library.kvledger_decode.restype = ctypes.c_int
+    library.kvledger_decode.argtypes = [kinds[letter] for letter in "ppppplliiifiipp"]
+    library.kvledger_logits.argtypes = [kinds[letter] for letter in "ppplliifiip"]
+    library.kvledger_decode.restype = library.kvledger_logits.restype = ctypes.c_int
     return library
 
 
@@ -79,7 +146,7 @@ def _compiled() -> Path:
     command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp"]
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         command += ["-mavx2", "-mfma"]  # not -march=native: a home may serve several machines
-    facts = "\n".join([SOURCE.read_text(), *command, platform.machine()])
+    facts = "\n".join([SOURCE.read_text(), HEADER.read_text(), *command, platform.machine()])
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     library = _folder() / f"decode-{key}.so"
     if not library.exists():

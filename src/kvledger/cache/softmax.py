@@ -21,7 +21,8 @@ def sdpa(
 ) -> tuple[Tensor, Tensor]:
     """Attention output and log-sum-exp of `q` [s, X, T, Dk] over `k`, `v` [s, X, N, D]; zero rows give lse = -inf.
 
-    `mask` [T, N] bool: which rows a query may see (instead of `causal`); every query must see one.
+    `mask` [T, N], or [s, 1, 1, N] for all queries alike, bool: which rows a query may see (instead of `causal`); every query
+    must see one.
     """
     if k.shape[2] == 0:
         return q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_full(q.shape[:3], -torch.inf, dtype=torch.float32)
@@ -40,7 +41,7 @@ def sdpa(
             scale,
             softcap,
             t if causal else None,
-            None if mask is None else mask[t : t + block],
+            mask[t : t + block] if mask is not None and mask.dim() == 2 else mask,
         )
         for t in range(0, q.shape[2], block)
     ]

@@ -9,10 +9,13 @@ Triton's interpreter (TRITON_INTERPRET=1), which is how it is tested without a G
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from kvledger.cache.kernels.codes import Codes
 
 WIDEST = 256  # head dim that registers and shared memory hold
 
@@ -23,6 +26,17 @@ def usable(x: Tensor) -> bool:
     if x.device.type != "cuda" or x.shape[-1] > WIDEST or (torch.is_grad_enabled() and x.requires_grad):
         return False
     return _usable(x.device, x.dtype)
+
+
+def reads(buffers: Sequence[object]) -> bool:
+    """Whether the kernels know these buffers, plain or coded, on a device on which they are `usable`."""
+    return all(isinstance(x, Tensor) or (isinstance(x, Codes) and _knows(x)) for x in buffers)
+
+
+def _knows(x: Codes) -> bool:
+    if x.bits < 4:
+        return False
+    return x.data.dtype != torch.float8_e4m3fn or torch.cuda.get_device_capability(x.data.device) >= (8, 9)
 
 
 @cache

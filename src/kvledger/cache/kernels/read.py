@@ -22,11 +22,15 @@ def read(
     q: Tensor, arena: Arena, first: int, scale: float, softcap: float | None = None, windows: Windows | None = None
 ) -> tuple[Tensor, Tensor]:
     """`q` [b, Hq, T, Dk] of the sequences `first`, `first` + 1, … over their rows, the last T of which are the queries' own.
+    The arena has one region, in a form that `kernels.reads`.
     Output [b, Hq, T, Dv] and log-sum-exp [b, Hq, T] float32. Contract: `kvledger.cache.attend`."""
     b, Hq, T, _ = q.shape
     block = _block_m(T * Hq // arena.heads, q)
     plan, gained = plan_for(arena, first, b, windows, triton.cdiv(T * Hq // arena.heads, block))
-    return over_rows(q, arena.k, arena.v, plan, gained, scale, softcap, windowed=windows is not None)
+    k, v, *_ = arena.regions[0]
+    assert isinstance(k, Tensor | Codes)
+    assert isinstance(v, Tensor | Codes)
+    return over_rows(q, k, v, plan, gained, scale, softcap, windowed=windows is not None)
 
 
 def over_rows(
@@ -104,7 +108,7 @@ def _buffers(x: Tensor | Codes) -> tuple[Tensor, Tensor, Tensor]:
 def _format(name: str, x: Tensor | Codes, block: int) -> dict[str, int]:
     if not isinstance(x, Codes):
         return {f"{name}_KIND": 0, f"{name}_ROWS": 1, f"{name}_DIMS": 1}
-    kind = 1 + 2 * (x.zero is not None) + 4 * x.packed
+    kind = 1 + 2 * (x.zero is not None) + 4 * (x.bits == 4)
     return {f"{name}_KIND": kind, f"{name}_ROWS": x.row_group, f"{name}_DIMS": min(x.dim_group, block)}
 
 
