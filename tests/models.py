@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -46,7 +47,7 @@ MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], **MAMBA},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {**ROPE, "mrope_section": [1, 1, 2]}}},
     "cpmant": {"prompt_length": 4, "prompt_types": 32, "segment_types": 32},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
@@ -83,21 +84,25 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     | {"mamba_headdim": 16, "kv_channels": 8, "hybrid_layer_ids": [1], "num_query_groups": 4},
     "zaya": {"num_experts_per_tok": 1},
 }
-SKIPPED = {  # more than a language model, by type or by what the configuration is made of
+SKIPPED = {  # more than a language model with an encoder before it, or nothing that can be made small
+    "blt": "reads bytes through a patching model of its own, in four parts",
+    "dots3_note": "wraps a language model with encoders of other inputs",
+    "gemma3n": "wraps a language model with an encoder that needs the timm library",
     "gemma4_assistant": "drafts for another model, whose cache it reads",
     "gemma4_unified_assistant": "drafts for another model, whose cache it reads",
-    "text_config": "wraps a language model with an encoder of other inputs",
-    "vision_config": "reads images besides, through an encoder of its own",
-    "text_encoder": "generates sound from text by three models of which one is causal",
-    "patcher_config": "reads bytes through a patching model of its own, in four parts",
-    "audio_encoder_config": "generates sound from several streams of tokens at once",
+    "git": "reads images besides, through an encoder of its own",
+    "mllama": "wraps a language model with an encoder of other inputs",
+    "moshi": "generates sound from several streams of tokens at once",
+    "musicgen": "generates sound from text by three models of which one is causal",
+    "musicgen_melody": "generates sound from text by three models of which one is causal",
+    "phi4_multimodal": "reads images besides, through an encoder of its own",
+    "qwen4_exp": "wraps a language model with an encoder of other inputs",
 }
 
 
 def skipped(kind: str) -> str:
     """Why a type has no tiny model here, or nothing."""
-    parts = [kind, *getattr(CONFIG_MAPPING[kind], "sub_configs", {})]
-    return next((reason for part, reason in SKIPPED.items() if part in parts), "")
+    return SKIPPED.get(kind, "")
 
 
 def types() -> list[str]:
@@ -111,8 +116,16 @@ def few(values: list[Any], count: int) -> list[Any]:
 
 
 def config(kind: str) -> Any:
-    """The type's default configuration, as small as it goes: a layer of each kind, two at least."""
+    """The type's default configuration, as small as it goes; of a model that wraps a language model, each of its parts."""
     default = CONFIG_MAPPING[kind]()
+    parts = {name: getattr(default, name, None) for name in type(default).sub_configs}
+    if "text_config" not in parts:
+        return shrunk(default)
+    return type(default)(**{name: shrunk(part) for name, part in parts.items() if part is not None})
+
+
+def shrunk(default: Any) -> Any:
+    """A configuration with a layer of each kind, two at least."""
     values = {name: value for name, value in vars(default).items() if not name.startswith("_")}
     changes: dict[str, Any] = {n: SHRUNK[n] for n, value in values.items() if n in SHRUNK and isinstance(value, int)}
     layers = getattr(default, "num_hidden_layers", 0)
@@ -128,7 +141,7 @@ def config(kind: str) -> Any:
         changes["num_key_value_heads"] = SHRUNK["num_attention_heads"]
     if "is_decoder" in values:
         changes["is_decoder"] = True
-    return CONFIG_MAPPING[kind](**{**changes, **EXCEPTIONS.get(kind, {})})
+    return type(default)(**{**changes, **EXCEPTIONS.get(default.model_type, {})})
 
 
 def model(kind: str) -> Any:
@@ -140,3 +153,26 @@ def model(kind: str) -> Any:
             if weight.dim() > 1:
                 weight.normal_(0, 0.2)
     return made
+
+
+def walk(things: Any, seen: set[int] | None = None) -> int:
+    """Bytes of all tensors below the layers of a cache, each memory once; what they refer to but do not hold is left out."""
+    seen = set() if seen is None else seen
+    if isinstance(things, Tensor):
+        place = things.untyped_storage().data_ptr()
+        known = place in seen
+        seen.add(place)
+        return 0 if known else things.untyped_storage().nbytes()
+    if id(things) in seen or things is None or isinstance(things, (str, int, float, torch.dtype, torch.device)):
+        return 0
+    if isinstance(things, dict):
+        return sum(walk(x, seen) for x in things.values())
+    if isinstance(things, (list, tuple)):
+        return sum(walk(x, seen) for x in things)
+    below = getattr(things, "__dict__", {})
+    return sum(walk(x, seen) for name, x in below.items() if name not in ("run", "output", "hidden", "followers"))
+
+
+def strays(model: Any) -> list[Tensor]:
+    """Tensors of modules that are neither weights nor buffers: states that a model keeps outside its cache."""
+    return [x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor)]

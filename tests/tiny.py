@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.masking_utils import AttentionMaskInterface
@@ -98,6 +98,25 @@ def tokenizer(template: bool = False) -> PreTrainedTokenizerFast:
     made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     made.chat_template = TEMPLATE if template else None
     return made
+
+
+SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>"]
+CHAT = (
+    "{{ '<|bos|>' }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@cache
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Any text, a token a byte, in the chat format of the embedded model."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({c: i for i, c in enumerate(SPECIAL + alphabet)}, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|end|>",
+        additional_special_tokens=SPECIAL[3:], chat_template=CHAT,
+    )  # fmt: skip
 
 
 def generated(made: Any, prompt: Tensor, count: int, mask: Tensor | None = None, **more: Any) -> list[list[int]]:

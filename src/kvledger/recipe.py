@@ -102,8 +102,16 @@ class Recipe:
             raise ValueError(
                 f"{name_of(self.method)} shares rows among all heads, so {name_of(self.profile)} has no place beside it"
             )
-        if self.protection is not None and not self.method.drops:
+        if self.pattern is not None and self.method.drops and getattr(self.method, "tally", "") == "mass":
+            raise ValueError(
+                f"{name_of(self.method)} adds up the attention of all queries to all rows, which {name_of(self.pattern)} does "
+                "not compute: take another compression method beside it"
+            )
+        if self.protection is not None and not (self.method.drops or getattr(self.source, "must_drop", False)):
             raise ValueError("there is nothing to protect from: add a compression method to the recipe")
+        for part in self.parts:
+            if hasattr(part, "check"):
+                part.check(self)
 
     def _part(self, role: str) -> Any:
         return next((part for part in self.parts if part.role == role), None)

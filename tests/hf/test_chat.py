@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from kvledger.hf.chat import Chat
+from kvledger import zoo
+from kvledger.hf.chat import Chat, count
 from kvledger.tasks import TASKS
 
 A, B, C, D, E = (tiny.text(3, seed=i) for i in range(5))
@@ -128,3 +130,12 @@ def test_a_single_bos_with_a_template_and_without(adds_bos: bool) -> None:
         wanted = adds_bos if template is None else "bos_token" in template
         assert ids.count(tokenizer.bos_token_id) == wanted
         assert not wanted or ids[0] == tokenizer.bos_token_id
+
+
+def test_counting_is_tokenising() -> None:
+    for words in (tiny.tokenizer(), tiny.tokenizer(True), AutoTokenizer.from_pretrained(str(zoo.path()))):
+        for text in ("", "w7", tiny.text(30), " w7\n\nw8 <s> é 文 42 KO</s>"):
+            assert count(words, text) == len(words(text, add_special_tokens=False)["input_ids"])
+    words = copy.deepcopy(tiny.tokenizer())
+    words.backend_tokenizer.enable_truncation(3)
+    assert count(words, tiny.text(30)) == 30

@@ -77,9 +77,10 @@ def attention_function(
                 "kvledger attends causally to what it stores; 4D, packed or bidirectional masks have no place"
             )
         valid = None if attention_mask is None else attention_mask.valid
+        valid = None if valid is None else valid.to(query.device)  # made where the model takes its tokens
         out = layer.attend(query, key, value, scale, valid, softcap=softcap, sinks=s_aux, module=module)
         return out.transpose(1, 2).contiguous(), None
-    mask = attention_mask.dense() if isinstance(attention_mask, Columns) else attention_mask
+    mask = attention_mask.dense().to(query.device) if isinstance(attention_mask, Columns) else attention_mask
     if softcap is None and s_aux is None:
         return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scale, **kwargs)
     return _explicit(query, key, value, mask, scale, softcap, s_aux), None

@@ -6,11 +6,22 @@ where a cache may be shared, so the same ids are read whether the question is kn
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from kvledger.methods.source import merged
+
 _ANSWER, _QUESTION = "\u2402answer\u2403", "\u2402question\u2403"  # cannot occur in a rendered template
+
+
+def count(tokenizer: Any, text: str) -> int:
+    """Tokens of `text`, special ones left away: in half the time that it takes to make them, where the tokenizer can count."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None or core.truncation or core.padding:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return len(core.encode_batch_fast([text], add_special_tokens=False)[0])
 
 
 class Chat:
@@ -20,6 +31,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.templated = bool(getattr(tokenizer, "chat_template", None))
         self._last: tuple[str | None, list[int]] = None, []  # a context is asked for with each question, and is long
+        self.made: tuple[object, Any] | None = None  # likewise, what a source made of the last one (prompting.py)
 
     def ids(self, text: str, first: bool = False) -> list[int]:
         """Token ids of a piece; only the first piece of a plain-text prompt gets the tokenizer's own BOS."""
@@ -50,10 +62,12 @@ class Chat:
             coded = self.tokenizer(before, add_special_tokens=not self.templated, return_offsets_mapping=True)
         except NotImplementedError as error:
             raise ValueError("spans can be protected with fast tokenizers only: this one has no offsets") from error
-        wanted = [(start + shift, end + shift) for start, end in spans] + ([(0, shift)] if system else [])
+        wanted = merged([(start + shift, end + shift) for start, end in spans] + ([(0, shift)] if system else []))
+        lows = [low for low, _ in wanted]
         places = set()
         for number, (start, end) in enumerate(coded["offset_mapping"]):
-            if any(start < high and low < end for low, high in wanted) or (system and start == end == 0):
+            last = bisect_left(lows, end) - 1  # of the spans that begin before the token ends
+            if (last >= 0 and start < wanted[last][1]) or (system and start == end == 0):
                 places.add(number)
         return places
 

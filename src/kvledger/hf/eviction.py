@@ -109,9 +109,9 @@ def see(layer: ArenaLayer, b: int, counts: list[int], budget: int) -> View:
     segments = [b * arena.heads + h for h in heads]
     most = max(counts)
 
-    def padded(rows: list[Tensor], value: float = 0) -> Tensor:
+    def padded(rows: Sequence[Tensor], value: float = 0) -> Tensor:
         if min(counts) == most:
-            return torch.stack(rows)
+            return torch.stack(list(rows))
         out = rows[0].new_full((len(rows), most, *rows[0].shape[1:]), value)
         for i, x in enumerate(rows):
             out[i, most - len(x) :] = x
@@ -119,7 +119,8 @@ def see(layer: ArenaLayer, b: int, counts: list[int], budget: int) -> View:
 
     spans = [arena.segment(s, n) for s, n in zip(segments, counts)]
     positions = padded([arena.positions(s, n) for s, n in zip(segments, counts)], -1)
-    queries = arena.k.new_zeros(arena.heads, 1, 0, arena.k.shape[-1])
+    keys, values = zip(*[arena.plain(s, n) for s, n in zip(segments, counts)])
+    queries = keys[0].new_zeros(arena.heads, 1, 0, keys[0].shape[-1])
     if layer.last_queries:
         queries = layer.last_queries[b].unflatten(0, (arena.heads, -1))
     W = queries.shape[2]
@@ -127,8 +128,8 @@ def see(layer: ArenaLayer, b: int, counts: list[int], budget: int) -> View:
     return View(
         layer=layer.slot,
         layers=run.layers,
-        keys=padded([arena.k[span] for span in spans]),
-        values=padded([arena.v[span] for span in spans]),
+        keys=padded(keys),
+        values=padded(values),
         positions=positions,
         stored=positions >= 0,
         queries=queries[heads],

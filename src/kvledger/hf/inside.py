@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kvledger.hf.place import stored
 from kvledger.methods.rope import Rope
 
 HALF_SPLIT = (
@@ -49,7 +50,8 @@ def rope_of(model: Any) -> Rope:
 def output_projection(module: nn.Module | None, heads: int, dim: int) -> Tensor:
     """Each query head's part of the output projection, [Hq, Dv, E]. ValueError if the layer has none by a known name."""
     for name in OUTPUTS:
-        weight = getattr(getattr(module, name, None), "weight", None)
+        linear = getattr(module, name, None)
+        weight = stored(linear, "weight") if isinstance(linear, nn.Linear) else getattr(linear, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 2 and weight.shape[1] == heads * dim:
             return weight.detach().T.unflatten(0, (heads, dim))
     raise ValueError(f"{type(module).__name__} has no output projection of {heads} heads of {dim} by a known name")

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from kvledger.cache.arena import Arena
-from kvledger.cache.attend import Windows, attend
+from kvledger.cache.attend import Windows, attend, weigh_sinks
 from kvledger.hf.attention import NAME, TAG
 from kvledger.hf.eviction import evict
 from kvledger.hf.inside import output_projection
+from kvledger.hf.loading import Loader
 from kvledger.hf.note import News, note, watch
+from kvledger.hf.prefill import Kept, dense_pairs, due, look, trim
 from kvledger.hf.run import Run
 
 GATHER = 16  # rows that may gather behind a window while decoding, so that they are moved rarely
@@ -38,6 +40,9 @@ class ArenaLayer(CacheLayerMixin):
         self.full_heads: list[int] = []  # the others: those the method is asked about
         self.last_queries: list[Tensor] = []
         self.states: list[Any] = []  # per sequence, what the method has learned
+        self.kept: dict[int, Kept] = {}  # per segment, what the recipe's pattern keeps of its rows
+        self.looked: int | None = None  # bytes of rows and of that which one token has read by the pattern
+        self.loader = Loader(run.reader, slot)
         self.hidden: Tensor | None = None  # this layer's input, where the method asks for it
         self.output: Tensor | None = None  # [H, G, Dv, E], likewise
         self.scale, self.copies = 1.0, 1  # how often a row is stored: once, or for each query head
@@ -79,6 +84,8 @@ class ArenaLayer(CacheLayerMixin):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.arena is not None:
             self.arena.select(beam_idx.tolist())
+            self.kept = {}
+            self.loader.select(self.arena, beam_idx.tolist())
 
     def reset(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("a compressed cache is not reset, cropped or moved in place; make a new one")
@@ -102,29 +109,57 @@ class ArenaLayer(CacheLayerMixin):
         if not self.pending:
             raise ValueError("several layers of this model read one layer's keys, which kvledger cannot keep yet")
         self.pending, self.scale = False, scale
-        run, method = self.run, self.run.method
+        method = self.run.method
         for layer in (self, *self.followers):
             if layer.arena is None:
                 layer._open(k, v, q.shape[1])
                 layer.scale = scale
             if layer.output is None and "output" in layer.run.method.needs:
                 assert layer.arena is not None
-                output = output_projection(module, q.shape[1], v.shape[-1])
+                output = output_projection(module, q.shape[1], v.shape[-1]).to(v.device)
                 layer.output = output.unflatten(0, (layer.arena.heads, -1))
         arena = self.arena
         assert arena is not None
         if method.heads == "query":
             groups = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        self.loader.arrive(self, k.device)
         added = arena.append(k, v, valid)
-        windows = None if run.dense_chunks and max(added) > 1 else self.windows
-        out, lse = attend(q, k, v, arena, scale, valid, sinks, softcap, windows)
-        news = News(q, k, v, lse, valid, softcap, added)
+        out, news = self._attended(q, k, v, valid, softcap, sinks, added)
         self._settle(news)
         for twin in self.followers:
             twin._follow(self, news)
+        self.loader.leave(self, k.device)
         self.hidden = None
         return out
+
+    def _attended(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        valid: Tensor | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+        added: list[int],
+    ) -> tuple[Tensor, News]:
+        """Attention of the tokens just stored: to what the recipe's reader or pattern chooses, or to everything."""
+        arena, windows, pairs = self.arena, self._windows_of(added), None
+        assert arena is not None
+        self.looked = None
+        chosen = self.loader.read(self, q, valid, softcap, sinks)
+        if chosen is not None:
+            out, lse = chosen
+        elif due(self, added):
+            out, lse, pairs, self.looked = look(self, q, valid, softcap, windows)
+            out, lse = weigh_sinks(out, lse, sinks)
+        else:
+            out, lse = attend(q, k, v, arena, self.scale, valid, sinks, softcap, windows)
+        return out, News(q, k, v, lse, valid, softcap, added, pairs)
+
+    def _windows_of(self, added: list[int]) -> Windows | None:
+        """The windows that a forward of `added[b]` tokens keeps to."""
+        return None if self.run.dense_chunks and max(added) > 1 else self.windows
 
     def _follow(self, lead: ArenaLayer, news: News) -> None:
         """What `attend` does, for a layer whose rows and attention are those of `lead`, which drops nothing."""
@@ -142,13 +177,23 @@ class ArenaLayer(CacheLayerMixin):
         run, method, arena, most = self.run, self.run.method, self.arena, max(news.added)
         assert arena is not None
         probe = run.probe if run.watching is None else news.added
-        run.ledger.forward(self.slot, news.added, arena.length, arena.row_nbytes, probe)
+        run.ledger.forward(self.slot, news.added, arena.length, arena.row_nbytes, probe, self._read)
+        if run.ledger.steps[-1].kind == "read":
+            pairs = dense_pairs(self, news.added, self._windows_of(news.added)) if news.pairs is None else news.pairs
+            run.ledger.look(self.slot, pairs, news.added, probe)
         run.begin(self.slot, most)
         if run.watching is not None:
             watch(self, news, run.watching)
         elif method.drops and (run.reading or method.every):
             note(self, news)
         self._forget(news)
+        trim(self)
+        arena.seal()
+
+    @property
+    def _read(self) -> int | None:
+        """Bytes that the last forward has read; None if that was every row."""
+        return self.looked if self.loader.nbytes is None else self.loader.nbytes
 
     @property
     def wants_hidden(self) -> bool:
@@ -161,7 +206,12 @@ class ArenaLayer(CacheLayerMixin):
         stored = query_heads if run.method.heads == "query" else H
         row_bytes = k.element_size() * k.shape[-1] + v.element_size() * v.shape[-1]
         run.ledger.open_layer(self.slot, B, B * stored, H, row_bytes)
-        self.hold_in(Arena(B, stored, self._hold), stored // H)
+        self.hold_in(self.store(B, stored), stored // H)
+
+    def store(self, batch: int, heads: int) -> Arena:
+        """An empty arena of the kind that the recipe's format asks for."""
+        form = self.run.format
+        return Arena(batch, heads, self._hold) if form is None else form.arena(batch, heads, self._hold)
 
     def hold_in(self, arena: Arena, copies: int) -> None:
         """Keep the rows in `arena`, which stores each of them `copies` times."""
@@ -180,7 +230,9 @@ class ArenaLayer(CacheLayerMixin):
             tally = None if twin.arena is None else twin.arena.tally
             twin._hold(arena_bytes + (0 if tally is None else tally.nbytes))
         learned = [x for state in self.states for x in state or ()]
-        self.run.ledger.hold(self.slot, arena_bytes + sum(x.nbytes for x in self.last_queries + learned))
+        indices = [kept.table for kept in self.kept.values()]
+        noted = sum(x.nbytes for x in self.last_queries + learned + indices)
+        self.run.ledger.hold(self.slot, arena_bytes + self.loader.held + noted)
 
     # ---- eviction ------------------------------------------------------------------------------------------------
 
@@ -218,6 +270,8 @@ class ArenaLayer(CacheLayerMixin):
         """Forget the last `tokens` tokens of each sequence."""
         assert self.arena is not None
         self.arena.rollback([seen - tokens for seen in self.arena.seen])
+        self.loader.cut(self.arena)
+        trim(self)
         self.columns -= tokens
         self.run.ledger.rollback(self.slot, self.arena.length, tokens, probe)
 
@@ -237,6 +291,7 @@ class ArenaLayer(CacheLayerMixin):
         twin = self.blank(run)
         for name in ("is_initialized", "columns", "windows", "full_heads", "output", "scale", "copies"):
             setattr(twin, name, getattr(self, name))
-        twin.last_queries, twin.states = list(self.last_queries), list(self.states)
+        twin.last_queries, twin.states, twin.kept = list(self.last_queries), list(self.states), dict(self.kept)
+        twin.loader = self.loader.fork()
         twin.arena = None if self.arena is None else self.arena.fork(twin._hold)
         return twin

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from kvledger import zoo
@@ -16,13 +17,18 @@ from kvledger.cache.ledger import Ledger
 from kvledger.hf import cache as caches
 from kvledger.hf.attention import use
 from kvledger.hf.chat import Chat
+from kvledger.hf.hybrid import states
+from kvledger.hf.place import stored
 from kvledger.hf.probing import ask, choose
 
 
-def load(name: str, dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
+def load(name: str, dtype: str = "auto", device: str = "", quantization: Any = None) -> tuple[Any, Any]:
     """Model (in eval mode, set to our attention) and tokenizer of "zoo" (embedded), a folder or a hub id.
 
-    dtype: "auto" takes the checkpoint's, and float32 for the embedded model on a CPU. device: "" takes a GPU if there is one.
+    dtype: "auto" takes the checkpoint's, and float32 for the embedded model on a CPU. device: "" takes a GPU if there is one,
+    "auto" spreads the layers over all devices and, if need be, the host (by accelerate, the extra "devices"); a layer's cache
+    is where the layer computes. quantization: a config of transformers (BitsAndBytesConfig, TorchAoConfig), handed on as it is;
+    checkpoints that are quantised already need none.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     embedded = name == "zoo"
@@ -30,23 +36,51 @@ def load(name: str, dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
     wanted = "float32" if embedded and dtype == "auto" and device == "cpu" else dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted)
+        where = _where(path, device, quantization)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, **where)
+    except ImportError as error:
+        raise ValueError(f"the model {name!r} needs a package that is not installed: {_first_line(error)}") from error
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise ValueError(f"cannot load the model {name!r} (choices: 'zoo', a folder, a hub id): {reason}") from error
     ready: Any = model.eval()
-    ready = ready.to(device)
+    ready = ready if where else ready.to(device)
     use(ready)
     return ready, tokenizer
+
+
+def _where(path: str, device: str, quantization: Any) -> dict[str, Any]:
+    """Options for transformers where the weights must not be moved once they are loaded: spread out, or quantised."""
+    if device == "auto" and importlib.util.find_spec("accelerate") is None:
+        raise ImportError("pip install 'kvledger[devices]' (accelerate) spreads a model over devices")
+    config = AutoConfig.from_pretrained(path)
+    quantised = quantization is not None or getattr(config, "quantization_config", None) is not None
+    if device != "auto" and not quantised:
+        return {}
+    more = {} if quantization is None else {"quantization_config": quantization}
+    return {"device_map": "auto" if device == "auto" else {"": device}, **more}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def fingerprint(model: Any) -> str:
     """A short hash of a model's shape and a few of its parameters, so that records of other weights are not mixed in."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, parameter in model.named_parameters():
+        path, _, own = name.rpartition(".")
+        weight = stored(model.get_submodule(path), own).detach()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+        digest.update(_first(weight, 16).float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def _first(weight: torch.Tensor, count: int) -> torch.Tensor:
+    try:
+        return weight.flatten()[:count]
+    except NotImplementedError:  # torchao's tensors know few operations beside their products
+        return weight.dequantize().flatten()[:count]
 
 
 class Attached:
@@ -72,31 +106,33 @@ def attach(model: PreTrainedModel, recipe: Any, tokenizer: Any = None) -> Iterat
     model's `tokenizer`, and prompts given as `input_ids`. Nothing is left on the model: its attention name is put
     back, and a cache made inside is of use only in a block again.
     """
-    attached, before = Attached(), model.config._attn_implementation
+    attached, before, name = Attached(), model.config._attn_implementation, caches.argument(model)
     resolved = caches.resolve(recipe)
     caches.check_supported(model)
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(name)
         if cache is None and kwargs.get("use_cache", True):
             cache = caches.new_cache(model, resolved)
-        elif cache is not None and not caches.arenas(cache):
-            if cache.get_seq_length():
+        elif cache is not None and not caches.installed(cache):
+            if any(getattr(layer, "is_initialized", False) or states(layer) for layer in cache.layers):
                 raise ValueError("this cache holds tokens already; attach before the first call")
             caches.install(cache, model, resolved)
         if cache is not None and caches.run_of(cache).auto:  # a session's cache is the session's
             attached.cache = cache
             caches.run_of(cache).probes = tokenizer is not None
-        return args, {**kwargs, "past_key_values": cache}
+        return args, {**kwargs, name: cache}
 
     def note(module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        if attached.cache is None:
+        cache = attached.cache
+        if cache is None or id(cache) != id(kwargs.get(name)):
             return
-        run = caches.run_of(attached.cache)
+        run = caches.run_of(cache)
+        ids = kwargs.get("input_ids", args[0] if args else None)
         if run.probes and run.reading and run.watching is None and run.method.tally == "probe":
             run.reading = False
-            _probe(module, attached.cache, kwargs.get("input_ids", args[0] if args else None), kwargs, tokenizer)
-        _ = attached.ledger
+            _probe(module, cache, ids, kwargs, tokenizer)
+        caches.account(cache, run, (kwargs["inputs_embeds"] if ids is None else ids).shape[1])
 
     handles = [
         model.register_forward_pre_hook(hook, with_kwargs=True),

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 class News(NamedTuple):
     """A forward's tokens in one layer, stored and attended: queries [B, Hq, T, Dk], keys and values [B, H, T, D], log-sum-exp
-    [B, Hq, T], which tokens are real [B, T] (None: all), the cap of the logits, and the tokens added to each sequence."""
+    [B, Hq, T], which tokens are real [B, T] (None: all), the cap of the logits, the tokens added to each sequence, and
+    by a pattern the query-key pairs of each segment."""
 
     q: Tensor
     k: Tensor
@@ -26,6 +27,7 @@ class News(NamedTuple):
     valid: Tensor | None
     softcap: float | None
     added: list[int]
+    pairs: list[float] | None = None
 
 
 def note(layer: ArenaLayer, news: News) -> None:
@@ -94,7 +96,7 @@ def watch(layer: ArenaLayer, news: News, probes: Sequence[Probe | None]) -> None
             assert probe is not None
             rows, positions = arena.segment(b * arena.heads + h), arena.positions(b * arena.heads + h)
             output = None if layer.output is None else layer.output[h : h + 1]
-            k, v = arena.k[rows][None], arena.v[rows][None]
-            glance = Glance(probe, queries[h : h + 1], k, v, positions, layer.scale, hidden, output)
+            k, v = arena.plain(b * arena.heads + h)
+            glance = Glance(probe, queries[h : h + 1], k[None], v[None], positions, layer.scale, hidden, output)
             chosen = ((positions >= probe.start) & (positions < probe.stop)).nonzero().squeeze(-1) + rows.start
             arena.tally[chosen] = torch.maximum(arena.tally[chosen], layer.run.method.watch(glance)[0])

@@ -38,8 +38,6 @@ from kvledger.hf.reading import Reading
 from kvledger.hf.saved import identity, reopen
 from kvledger.hf.session import Session, open_session
 
-BUFFERS = {"k", "v", "position", "tally"}  # of an arena whose rows can be seen as a longer one's first
-
 
 @dataclass
 class Begun:
@@ -94,6 +92,7 @@ class Prefixes:
         started = time.perf_counter()
         fresh = self._open()
         ids = fresh.prompt(context, protect=protect)
+        skipped = fresh.run.ledger.skipped
         keys = self._keys(ids, fresh.run.pinned)
         whole = self._find(keys[-1])
         if whole is None:
@@ -102,6 +101,7 @@ class Prefixes:
             self.hits, self.reused = self.hits + 1, self.reused + len(ids)
         self._touch(keys)
         session = whole.fork()
+        session.run.ledger.skip(skipped)
         session.reading_seconds = time.perf_counter() - started
         return session
 
@@ -180,6 +180,8 @@ class Prefixes:
     def _between(self) -> bool:
         """Whether states between chunks are kept."""
         method = self.recipe.method
+        if getattr(self.recipe.source, "blends", False):
+            return False
         return self.chunk > 0 and (self.dense or not (method.drops and method.when == "prompt"))
 
     # ---- bytes ---------------------------------------------------------------------------------------------------
@@ -228,8 +230,9 @@ def _storages(state: Begun | Session) -> dict[tuple[torch.device, int], int]:
             held += caches.tensors_of(layer)
             continue
         held += states(layer)  # of a hybrid's recurrent half
-        held += vars(layer.arena).values() if layer.arena is not None else ()
+        held += layer.arena.tensors if layer.arena is not None else ()
         held += [*layer.last_queries, *(x for learned in layer.states for x in learned or ())]
+        held += getattr(layer.loader.index, "tables", ())
     tensors = [x for x in held if isinstance(x, Tensor)]
     return {(x.device, x.untyped_storage().data_ptr()): x.untyped_storage().nbytes() for x in tensors}
 
@@ -270,8 +273,7 @@ def _inside(arena: Arena | None, host: Arena | None) -> Arena | None:
     """`arena`, as a view of the first rows of each segment of `host`; None if it is not."""
     assert arena is not None
     assert host is not None
-    buffers = {name for one in (arena, host) for name, x in vars(one).items() if isinstance(x, Tensor)}
-    if buffers - BUFFERS or (arena.position is not None and _other_dtype(arena.position, host.position)):
+    if not arena.by_row or (arena.position is not None and _other_dtype(arena.position, host.position)):
         return None
     for s, n in enumerate(arena.length):
         if n > host.length[s] or not torch.equal(arena.positions(s), host.positions(s)[:n]):

@@ -21,6 +21,7 @@ from kvledger.cache.softmax import LOGITS_AT_ONCE
 from kvledger.hf.attention import use
 from kvledger.hf.cache import check_supported, new_cache, run_of
 from kvledger.hf.chat import Chat
+from kvledger.hf.place import home
 from kvledger.methods.base import Glance, Method, Probe
 from kvledger.methods.importance import Importance
 
@@ -97,4 +98,4 @@ def _observe(model: Any, chat: Chat, needle: Needle, chunk: int) -> Tensor:
 
 
 def _feed(model: Any, cache: Any, ids: list[int]) -> None:
-    model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    model(input_ids=torch.tensor([ids], device=home(model)), past_key_values=cache, use_cache=True)

@@ -15,6 +15,7 @@ from kvledger.hf import cache as caches
 from kvledger.hf.chat import Chat
 from kvledger.hf.eviction import evict
 from kvledger.hf.layer import ArenaLayer
+from kvledger.hf.place import home
 from kvledger.hf.recurrent import check_probes
 from kvledger.methods.base import Probe
 
@@ -52,14 +53,14 @@ def _forward(model: Any, cache: Any, batch: Sequence[Probe | None], seen: list[i
     """One probe of each sequence, padded on the left; a sequence that has no more gets padding only."""
     lists = [[] if one is None else list(one.ids) for one in batch]
     width, more = max(map(len, lists)), {}
-    ids = torch.tensor([[0] * (width - len(one)) + one for one in lists], device=model.device)
+    ids = torch.tensor([[0] * (width - len(one)) + one for one in lists], device=home(model))
     if mask is not None or min(map(len, lists)) < width:
         columns = caches.arenas(cache)[0].columns
         old = torch.ones(len(lists), columns, dtype=torch.long) if mask is None else mask[:, -columns:].cpu().long()
         new = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in lists])
         places = [[max(0, n - width + len(one) + i) for i in range(width)] for n, one in zip(seen, lists)]
-        more["attention_mask"] = torch.cat([old, new], 1).to(model.device)
-        more["position_ids"] = torch.tensor(places, device=model.device)
+        more["attention_mask"] = torch.cat([old, new], 1).to(home(model))
+        more["position_ids"] = torch.tensor(places, device=home(model))
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         more["logits_to_keep"] = 1  # type: ignore[assignment]
     model(input_ids=ids, past_key_values=cache, use_cache=True, **more)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kvledger.hf import cache as caches
+from kvledger.hf.blend import blend
 from kvledger.hf.hybrid import HybridLayer
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.probing import ask, choose
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def shares(recipe: Recipe) -> bool:
     """Whether a recipe sees the full cache until the prompt has been read, stored once for each KV head."""
     method = recipe.method
-    if recipe.source or recipe.pattern or recipe.format:
+    if recipe.source or recipe.pattern or recipe.format or getattr(recipe.reader, "host", False):
         return False
     dense = recipe.profile is None or not recipe.profile.drops
     return dense and method.heads == "kv" and (not method.drops or method.when != "chunk")
@@ -55,6 +56,9 @@ class Reading:
         """Read the chunks of the prompt `ids` that begin before token `stop`. The tokens `patch` are read with each chunk
         but the last, vote and are forgotten."""
         lead, size = self.lead, self.lead.chunk or len(ids)
+        lead.expected = len(ids)
+        if lead.chunks and not lead.tokens:
+            blend(lead, ids, lead.chunks)
         for start in range(lead.tokens, stop, size):
             due = [one.schedule(ids, start, len(patch)) for one in self.sessions]
             self._forward(ids[start : start + size], list(patch) if lead.run.probe else [])
@@ -90,11 +94,10 @@ class Reading:
         own = [one.run.spent - then for one, then in zip(self.others, before)]
         shared = time.perf_counter() - started - sum(own)
         lead.reading_seconds += shared
-        other_bytes = caches.other_bytes(lead.cache)
         for one, seconds in zip(self.others, own):
             one.reading_seconds += shared + seconds
             one.tokens, one.logits = lead.tokens, lead.logits
-            one.run.ledger.hold_other(other_bytes)
+            caches.account(lead.cache, one.run, len(ids) + len(patch))
 
     def fork(self) -> Reading:
         """The same prompt so far, to be continued in another way."""
@@ -113,5 +116,7 @@ class Reading:
         for one in sessions:
             one.run.reading = one.run.evict = False
             one.run.probe = 0
-            for layer in caches.arenas(one.cache) if not one.recipe.method.every else ():
-                layer.close()
+            for layer in caches.arenas(one.cache):
+                if not one.recipe.method.every:
+                    layer.close()
+                layer.loader.catch_up(layer)

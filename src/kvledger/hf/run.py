@@ -40,6 +40,7 @@ class Run:
     config: Any  # of the model, to see which attention it is set to
     windows: list[Windows] | None = None
     dense_chunks: bool = False  # heads with a window see all of the chunk they are read in, as the papers' code does
+    source: Any = None  # what is made of a context before it is read
     pattern: Any = None  # what queries look at while a prompt is read
     format: Any = None  # how rows are stored
     reader: Any = None  # what a decode step reads of them
@@ -50,18 +51,21 @@ class Run:
     auto: bool = True
     reading: bool = True
     evict: bool = False
+    ends: bool = True  # the prompt ends with the forward's tokens, as far as anybody knows
     probe: int = 0
     watching: Sequence[Probe | None] | None = None  # of each sequence, while probes are read
     probes: bool = False  # left to itself, somebody reads the method's probes all the same
     since: int = 0
     pinned: frozenset[int] = frozenset()
     waiting: list[Waiting] = field(default_factory=list)
+    order: dict[int, Any] = field(default_factory=dict)  # layers whose rows live elsewhere and are fetched in turn
     spent: float = 0.0  # seconds of its own in a reading that it shares
 
     @property
     def forgets(self) -> bool:
         """Whether rows go while an answer is written, so that going back needs a copy."""
-        return self.windows is not None or (self.method.drops and self.method.every > 0)
+        moves = self.format is not None and self.format.seals
+        return moves or self.windows is not None or (self.method.drops and self.method.every > 0)
 
     def begin(self, slot: int, tokens: int) -> None:
         """A forward of `tokens` has reached a layer. The first one finds the phase (`auto`) and whether eviction is due."""
@@ -72,6 +76,10 @@ class Run:
         if self.auto and probing and not self.probes:
             raise ValueError(
                 f"{type(method).row.name} reads the context a second time: use kvledger.open, or give attach its tokenizer"
+            )
+        if self.auto and self.source is not None:
+            raise ValueError(
+                f"{type(self.source).row.name} works on a context, and here are tokens only: use kvledger.open, and read"
             )
         if self.auto:  # nobody says where a prompt ends: its first forward of several tokens is taken for all of it
             first = len(self.ledger.steps) == 1
@@ -86,4 +94,4 @@ class Run:
             self.since = 0
 
     def fork(self) -> Run:
-        return replace(self, ledger=self.ledger.fork(), waiting=[])
+        return replace(self, ledger=self.ledger.fork(), waiting=[], order={})

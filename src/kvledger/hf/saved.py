@@ -22,17 +22,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvledger.cache.arena import Arena
 from kvledger.cache.ledger import LayerBook, Step
 from kvledger.hf import cache as caches
 from kvledger.hf.hybrid import states
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.load import fingerprint
+from kvledger.hf.place import layer_home
 
 if TYPE_CHECKING:
     from kvledger.hf.session import Session
 
-FORMAT = "kvledger-session-1"
+FORMAT = "kvledger-session-2"
 SCALARS = (int, float, bool, str, type(None))
 
 
@@ -97,7 +97,7 @@ def reopen(model: Any, tokenizer: Any, path: str | Path, recipe: Any = None, con
     for i, (layer, facts) in enumerate(zip(session.cache.layers, manifest["layers"], strict=True)):
         mine = {name.split(".", 1)[1]: x for name, x in tensors.items() if name.startswith(f"{i}.")}
         fill: Any = _fill_arena if isinstance(layer, ArenaLayer) else _fill_other
-        fill(layer, facts, mine, model.device)
+        fill(layer, facts, mine, layer_home(model, i))
     _fill_ledger(session, manifest["ledger"])
     return session
 
@@ -108,13 +108,11 @@ def reopen(model: Any, tokenizer: Any, path: str | Path, recipe: Any = None, con
 def _arena(layer: ArenaLayer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     store = layer.arena
     assert store is not None
-    rows = torch.cat([torch.arange(store.segment(s).start, store.segment(s).stop) for s in range(len(store.start))])
-    buffers = {"k": store.k, "v": store.v, "position": store.position, "tally": store.tally}
-    held = {name: x[rows.to(x.device)] for name, x in buffers.items() if x is not None}
+    rows, held = store.dump()
     held |= {f"query.{b}": x for b, x in enumerate(layer.last_queries)}
     states = [() if state is None else state for state in layer.states]
     held |= {f"state.{b}.{i}": x for b, state in enumerate(states) for i, x in enumerate(state)}
-    facts = {"heads": store.heads, "length": store.length, "seen": store.seen, "states": [len(x) for x in states]}
+    facts = {"heads": store.heads, "seen": store.seen, "rows": rows, "states": [len(x) for x in states]}
     facts |= {
         "columns": layer.columns,
         "scale": layer.scale,
@@ -126,12 +124,9 @@ def _arena(layer: ArenaLayer) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _fill_arena(layer: ArenaLayer, facts: dict[str, Any], held: dict[str, Tensor], device: torch.device) -> None:
     held = {name: x.to(device) for name, x in held.items()}
-    layer.hold_in(Arena(len(facts["seen"]), facts["heads"], layer._hold), facts["copies"])
-    store = layer.arena
-    assert store is not None
-    store.k, store.v, store.position, store.tally = (held.get(name) for name in ("k", "v", "position", "tally"))  # type: ignore[assignment]
-    store.length, store.seen, store.capacity = list(facts["length"]), list(facts["seen"]), list(facts["length"])
-    store.start = [sum(store.length[:s]) for s in range(len(store.length))]
+    store = layer.store(len(facts["seen"]), facts["heads"])
+    store.load(facts["rows"], held)
+    layer.hold_in(store, facts["copies"])
     layer.is_initialized, layer.columns, layer.scale = True, facts["columns"], facts["scale"]
     layer.last_queries = [held[f"query.{b}"] for b in range(facts["queries"])]
     layer.states = [tuple(held[f"state.{b}.{i}"] for i in range(n)) for b, n in enumerate(facts["states"])]
@@ -158,7 +153,10 @@ def _fill_other(layer: Any, facts: dict[str, Any], held: dict[str, Tensor], devi
 
 def _ledger(session: Session) -> dict[str, Any]:
     books = session.ledger
-    plain = {name: getattr(books, name) for name in ("other_bytes", "peak_bytes", "full_peak_bytes", "_last_layer")}
+    plain = {
+        name: getattr(books, name)
+        for name in ("other_bytes", "peak_bytes", "full_peak_bytes", "skipped", "_last_layer")
+    }
     layers = {str(i): asdict(book) for i, book in books.layers.items()}
     return {"plain": plain, "layers": layers, "steps": [list(asdict(step).values()) for step in books.steps]}
 

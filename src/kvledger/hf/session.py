@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import time
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,9 @@ from kvledger.hf.attention import use
 from kvledger.hf.chat import Chat
 from kvledger.hf.hybrid import states
 from kvledger.hf.layer import ArenaLayer
+from kvledger.hf.memory import explained
+from kvledger.hf.place import home
+from kvledger.hf.prompting import hash_of, prepare
 from kvledger.hf.reading import Reading
 from kvledger.hf.recurrent import parts
 from kvledger.recipe import Recipe
@@ -65,10 +66,6 @@ def check_length(model: Any, tokens: int) -> None:
         raise ValueError(f"{tokens} tokens do not fit into the {most} positions of {config.model_type!r}")
 
 
-def _hash(ids: list[int]) -> str:
-    return hashlib.sha256(array("q", ids)).hexdigest()[:16]
-
-
 class Session:
     """Reads a context in chunks, answers questions, branches. `ledger` knows what it has cost so far."""
 
@@ -78,14 +75,16 @@ class Session:
         self.cache = caches.new_cache(model, recipe)
         self.run = caches.run_of(self.cache)
         self.run.auto, self.run.reading = False, False
-        self.tokens = 0
+        self.tokens, self.expected = 0, 0  # read so far, and of the whole prompt
         self.context_hash = ""  # of the tokens of the context
-        self.restarts: bool | None = None  # whether the model does (recurrent.py), once somebody has asked
         self.logits: Tensor | None = None  # of the last token of a question that waits for its answer
         self._unread: list[int] = []  # history that the cache has not seen yet
+        self.made_seconds = 0.0  # of what the recipe's source did, counted among those of reading
+        self.chunks: list[int] = []  # where chunks begin that are read apart, and where the last one ends
         self._turns = 0
         self._held = (0, 0)
         self.reading_seconds = 0.0  # of the context, charged to the first turn of each request
+        self._argument = caches.argument(model)
         self._short_logits = (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
@@ -124,22 +123,11 @@ class Session:
 
     def prompt(self, context: str, question: str | None = None, protect: Sequence[tuple[int, int]] = ()) -> list[int]:
         """The tokens to read, checked; those that may not be dropped are noted."""
-        before, after = self.chat.opening(context, question or "")
-        ids = before + (after if question is not None else [])
-        if not ids:
-            raise ValueError("the context is empty: there is nothing to read")
-        self.check_length(len(ids))
-        method = self.recipe.method
-        if method.drops and method.tally == "probe":
-            probes = method.probes(ids, 0, self.chat.ids, self.chat.opening("", "")[1])
-            self.check_length(len(ids) + max(len(probe.ids) for probe in probes))
-        self._protect(context, protect, range(len(before), len(ids)))
-        self.context_hash = _hash(before)
-        return ids
+        return prepare(self, context, question, protect)
 
     def hash_of(self, context: str) -> str:
         """What `context_hash` is after `context` has been read."""
-        return _hash(self.chat.opening(context, "")[0])
+        return hash_of(self.chat.opening(context, "")[0])
 
     def begin_turns(self, asked: bool) -> None:
         """The context has been read, with a question behind it (`asked`) or without."""
@@ -213,25 +201,13 @@ class Session:
 
     # ---- how it is done ------------------------------------------------------------------------------------------
 
-    def _protect(self, context: str, spans: Sequence[tuple[int, int]], question: range) -> None:
-        """Token indices that stay: of spans of the context and, if the recipe says so, of the template and the question."""
-        wish = self.recipe.protection
-        places: set[int] = set()
-        if spans or (wish is not None and wish.system):
-            places = self.chat.places(context, spans, wish is not None and wish.system)
-        if wish is not None and wish.evidence:  # an oracle spends what it has, and no more
-            places = set(sorted(places)[: self.recipe.method.allowance(question.stop, 1)])
-        if wish is not None and wish.question:
-            places |= set(question)
-        self.run.pinned |= frozenset(places)
-
     def schedule(self, ids: list[int], start: int, patch: int = 0) -> bool:
         """Set what happens when the chunk of the prompt `ids` at `start` is read; whether rows go then."""
         method, run = self.recipe.method, self.run
         last = start + (self.chunk or len(ids)) >= len(ids)
         due = method.drops and (method.when == "chunk" or (last and method.when == "prompt"))
         run.reading, run.evict = method.drops, due and method.tally != "probe"
-        run.probe = 0 if last or not due else patch
+        run.probe, run.ends = 0 if last or not due else patch, last
         return due
 
     @torch.inference_mode()
@@ -239,10 +215,11 @@ class Session:
         use(self.model)
         self.run.ledger.kind = kind
         for part in parts(self, ids, kind):
-            tensor = torch.tensor([part], device=self.model.device)
-            out = self.model(input_ids=tensor, past_key_values=self.cache, use_cache=True, **self._short_logits)
+            tensor = torch.tensor([part], device=home(self.model))
+            with explained(self, max(self.expected, self.tokens + len(ids))):
+                out = self.model(input_ids=tensor, use_cache=True, **{self._argument: self.cache}, **self._short_logits)
             self.logits = out.logits[0, -1]
-            self.run.ledger.hold_other(caches.other_bytes(self.cache))
+            caches.account(self.cache, self.run, len(part))
             self.tokens += len(part)
 
     def _decode(self, max_new_tokens: int) -> tuple[list[int], float]:
@@ -269,7 +246,7 @@ class Session:
     def _note_bytes(self) -> None:
         self._held = (self.ledger.stored_bytes, self.ledger.full_bytes)
 
-    def _mark(self) -> tuple[list[Any], int]:
+    def _mark(self) -> tuple[list[Any], int, int]:
         """Where each layer is, and how long ago the last eviction was. Layers that cannot be cropped (sliding windows,
         states, rows that go while an answer is written) are copied, ours by sharing their buffers."""
 
@@ -278,15 +255,14 @@ class Session:
                 return copy.deepcopy(layer)
             return layer.fork(self.run) if self.run.forgets or states(layer) else layer.columns
 
-        return [of(layer) for layer in self.cache.layers], self.run.since
+        return [of(layer) for layer in self.cache.layers], self.run.since, self.tokens
 
-    def _rollback(self, marks: tuple[list[Any], int]) -> None:
-        before, (places, self.run.since) = self.tokens, marks
+    def _rollback(self, marks: tuple[list[Any], int, int]) -> None:
+        places, self.run.since, self.tokens = marks
         for i, mark in enumerate(places):
             layer = self.cache.layers[i]
             if isinstance(layer, ArenaLayer):
                 back = layer.columns - (mark if isinstance(mark, int) else mark.columns)
-                before = self.tokens - back
                 if back and isinstance(mark, int):
                     layer.take_back(back)
                 elif back:
@@ -295,4 +271,3 @@ class Session:
                     mark.hold()
             else:
                 self.cache.layers[i] = mark
-        self.tokens = before

@@ -28,7 +28,7 @@ class _Watched(ArenaLayer):
         assert arena is not None
         G, T = news.q.shape[1] // arena.heads, news.q.shape[2]
         of_head = [
-            column_mass(news.q[0, group], arena.k[arena.segment(h)], news.lse[0, group], self.scale, news.softcap)
+            column_mass(news.q[0, group], arena.plain(h)[0], news.lse[0, group], self.scale, news.softcap)
             for h, group in ((h, slice(h * G, (h + 1) * G)) for h in range(arena.heads))
         ]
         self.mass = torch.stack(of_head) / T

@@ -39,10 +39,10 @@ def across_heads(scores: Tensor, budget: int, floor: float) -> Tensor:
 
 def across_layers(scores: Sequence[Tensor], budget: int) -> list[Tensor]:
     """All heads of all layers share `heads · budget` rows, best scores first (KVzip, arXiv 2505.23416): masks like `scores`."""
-    flat = torch.cat([layer.flatten() for layer in scores])
+    flat = torch.cat([layer.flatten().to(scores[0].device) for layer in scores])  # a layer may live on another device
     rows = min(sum(len(layer) for layer in scores) * budget, int((flat > -torch.inf).sum()))
     masks = _best(flat, rows).split([layer.numel() for layer in scores])
-    return [mask.view_as(layer) for mask, layer in zip(masks, scores)]
+    return [mask.view_as(layer).to(layer.device) for mask, layer in zip(masks, scores)]
 
 
 def _best(scores: Tensor, count: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 From random weights: repeating first, then lookups in bare tokens, then the tasks' conversations at growing length.  It
 can be killed and run again at any time: the checkpoint in `--out` is picked up.  `--export` writes the model folder
-from a checkpoint.
+from a checkpoint. `--kind mamba2` and `--kind bamba` train the state-space model and the hybrid on the same rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from kvledger.tasks.retrieval import NOISE
 from kvledger.zoo import data, primitives, start, tokenizer
@@ -54,14 +54,13 @@ KINDS = ("repeats", "lookups", "tasks", "text")
 class Run:
     """Everything a checkpoint holds: weights, optimiser, where the curriculum stands, random state, seconds spent."""
 
-    def __init__(self, out: Path, lr: float) -> None:
-        self.out = out
+    def __init__(self, out: Path, lr: float, kind: str = "llama", most: int = 1 << 20) -> None:
+        self.out, self.most = out, most
         out.mkdir(parents=True, exist_ok=True)
         self.texts = list(tokenizer.standard_library())
         self.tokenizer = self._tokenizer()
         special = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        self.model = LlamaForCausalLM(start.config(*special))
-        start.initialise(self.model)
+        self.model = start.model(kind, *special)
         self.letters = primitives.alphabet(self.tokenizer)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.lr = lr
@@ -100,7 +99,7 @@ def batch(run: Run, rng: random.Random) -> list[data.Row]:
     if run.level > 2 and chance < (0.25 if stage is STAGES[-1] else 0.55):
         length = STAGES[rng.randint(2, run.level - 1)].length
     kinds = rng.choices(
-        KINDS, (stage.repeats, stage.lookups, stage.tasks, stage.text), k=max(2, stage.tokens // length)
+        KINDS, (stage.repeats, stage.lookups, stage.tasks, stage.text), k=max(2, min(stage.tokens, run.most) // length)
     )
     return [data.fill(_row(run, rng, kind, length), length, run.tokenizer.pad_token_id) for kind in kinds]
 
@@ -125,8 +124,8 @@ def train_step(run: Run, rows: list[data.Row]) -> tuple[float, dict[str, list[bo
     ids = torch.tensor([row.ids for row in rows])
     weights = torch.tensor([row.weights for row in rows])[:, 1:]
     chosen = weights > 0
-    hidden = run.model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    logits = hidden[chosen] @ run.model.lm_head.weight.T
+    hidden = run.model.base_model(input_ids=ids[:, :-1], use_cache=False)[0]
+    logits = hidden[chosen] @ run.model.get_input_embeddings().weight.T  # tied
     wanted, weight = ids[:, 1:][chosen], weights[chosen]
     losses = F.cross_entropy(logits, wanted, reduction="none")
     ((losses * weight).sum() / weight.sum()).backward()
@@ -189,7 +188,7 @@ def train(run: Run, minutes: float, patience: int) -> None:
 
 def export(run: Run, folder: Path) -> None:
     """Write plain transformers files, weights in bfloat16."""
-    run.model.bfloat16().save_pretrained(folder)
+    run.model.bfloat16().save_pretrained(folder)  # type: ignore[attr-defined]
     run.tokenizer.save_pretrained(folder)
     ids = run.tokenizer
     GenerationConfig(
@@ -202,11 +201,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/zoo"))
     parser.add_argument("--minutes", type=float, default=80.0)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--kind", choices=start.KINDS, default="llama")
+    parser.add_argument("--tokens", type=int, default=1 << 20, help="most tokens a step, if less than the stage's")
     parser.add_argument("--patience", type=int, default=400, help="most steps at one length before going on")
     parser.add_argument("--export", type=Path, help="do not train; write the model folder from the checkpoint")
     options = parser.parse_args()
     torch.manual_seed(0)
-    run = Run(options.out, options.lr)
+    run = Run(options.out, options.lr, options.kind, options.tokens)
     if options.export:
         export(run, options.export)
     else:
