@@ -98,6 +98,8 @@ class Record:
     versions: str
     question: str = ""  # what was asked, and all answers that would do; older records lack them
     golds: tuple[str, ...] = ()
+    left_out: int = 0  # tokens of the context that a source took out; prompt_tokens are those that were read
+    prefill_work: float = 1.0  # attention's query-key pairs while reading, as a fraction of the full cache's
 
     def line(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -135,12 +137,40 @@ def read(directory: Path) -> tuple[list[Record], list[str]]:
     return list(records.values()), damaged
 
 
+def claim(directory: Path, identity: str) -> None:
+    """The first to write into a run says there with what versions and weights; ValueError for whoever has others later, but
+    for Python's own version. (Runs from before this was kept have no such file, and get one.)"""
+    path = directory / "records" / "made_with.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    draft.write_text(identity + "\n", encoding="utf-8")
+    try:
+        os.link(draft, path)  # whole and at once, or not at all if there is one: this needs no lock
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            path.write_text(identity + "\n", encoding="utf-8")
+    finally:
+        draft.unlink()
+    said = path.read_text(encoding="utf-8").strip()
+    if _facts(said) != _facts(identity):
+        raise ValueError(
+            f"the records in {directory} are made with {said}; here is {identity}: take another --out, or the same versions "
+            f"and weights (or remove {path}, if they shall stand together all the same)"
+        )
+
+
+def _facts(identity: str) -> list[str]:
+    return [fact for fact in identity.split(", ") if not fact.startswith("Python ")]
+
+
 class Log:
     """Appends records, one line each, out of the process before the next turn starts (a kill loses none) and on disk a second
-    later. Nobody rewrites."""
+    later. Nobody rewrites. Whoever writes at the same time as others has a file of its own, so none needs a lock: `name` it."""
 
-    def __init__(self, directory: Path):
-        self.path = directory / "records" / "turns.jsonl"
+    def __init__(self, directory: Path, name: str = "turns"):
+        self.path = directory / "records" / f"{name}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n")
         # what a model writes need not be text: a half of a surrogate pair becomes its escape, which JSON reads back

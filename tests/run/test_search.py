@@ -47,12 +47,13 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
                 facts |= shared | own | {"prompt_tokens": 280}
                 yield Record(**facts)  # type: ignore[arg-type]
 
-    def prepare(grid: Grid, cells: list[Cell]) -> tuple[Any, list[Cell]]:
-        return SimpleNamespace(readings=SimpleNamespace()), cells
+    def host_of(grid: Grid, device: str = "") -> Any:
+        return SimpleNamespace(readings=SimpleNamespace(), identity="pretended")
 
-    for module in ("kvledger.run.search", "kvledger.run.sweep"):
+    for module in ("kvledger.run.search", "kvledger.run.host"):
         monkeypatch.setattr(f"{module}.play", play)
-        monkeypatch.setattr(f"{module}.prepare", prepare)
+    monkeypatch.setattr("kvledger.run.host.host_of", host_of)
+    monkeypatch.setattr("kvledger.run.host.resolve", lambda grid, cells, host: list(cells))
 
 
 def search_for(model: str = "zoo", recipes: tuple[str, ...] = RECIPES, samples: int = 8, **more: Any) -> Search:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
+from kvledger.hf.chat import count
 from kvledger.hf.session import Answer, Session, check_chunk, check_length
 from kvledger.recipe import Recipe, parse
 from kvledger.records import Cell, Record
@@ -33,6 +34,12 @@ class Host:
     versions: str
     samples: dict[tuple[object, ...], Sample] = field(default_factory=dict)
     data: str = ""  # where published data are: "hub", a folder, or "" for generated samples
+    weights: str = ""  # fingerprint of the model's parameters
+
+    @property
+    def identity(self) -> str:
+        """What all workers of a run must have in common."""
+        return f"{self.versions}, weights {self.weights}"
 
     @cached_property
     def readings(self) -> Readings:
@@ -40,7 +47,7 @@ class Host:
         return Readings(self.model, self.tokenizer)
 
     def count(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return count(self.tokenizer, text)
 
 
 def check(cell: Cell) -> None:
@@ -87,6 +94,8 @@ def play(cell: Cell, host: Host, index: int, done: set[int]) -> Iterator[Record]
         ledger = session.ledger
         if recipe.method.must_drop and not ledger.dropped:
             raise RuntimeError(f"{cell.recipe} dropped nothing on {cell.task}: its score would be the full cache's")
+        if getattr(recipe.source, "must_drop", False) and not ledger.skipped:
+            raise RuntimeError(f"{cell.recipe} left out nothing of {cell.task}: its score would be the whole context's")
         yield _record(cell, host, recipe, index, number, sample.turns[number], answer, session)
 
 
@@ -153,7 +162,6 @@ def _record(
     cell: Cell, host: Host, recipe: Recipe, index: int, number: int, turn: Turn, answer: Answer, session: Session
 ) -> Record:
     task, ledger = get(cell.task), session.ledger
-    read, full_read = ledger.bytes_read_per_step
     return Record(
         cell=cell.key,
         model=cell.model,
@@ -184,12 +192,14 @@ def _record(
         stored_bytes=answer.stored_bytes,
         full_bytes=answer.full_bytes,
         full_peak_bytes=ledger.full_peak_bytes,
-        bytes_read_per_step=read,
-        full_read_per_step=full_read,
+        bytes_read_per_step=ledger.bytes_read_per_step[0],
+        full_read_per_step=ledger.bytes_read_per_step[1],
         ttft_seconds=answer.ttft_seconds,
         seconds=answer.seconds,
         curve=ledger.curve(),
         versions=host.versions,
         question=turn.question,
         golds=turn.golds,
+        prefill_work=ledger.prefill_work,
+        left_out=ledger.skipped,
     )

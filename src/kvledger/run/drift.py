@@ -194,7 +194,9 @@ def run(arguments: argparse.Namespace, show: Show) -> None:
 def measure(arguments: argparse.Namespace) -> int:
     """Measure what `--out` does not hold yet; the number of lines written. ValueError for what cannot be measured, before any
     forward."""
-    from kvledger.run.sweep import Grid, prepare
+    from kvledger.run.fitting import left_out
+    from kvledger.run.host import prepare
+    from kvledger.run.sweep import Grid
 
     grid = Grid(
         arguments.model, tuple(arguments.recipes), tuple(arguments.tasks), ("multi-turn",), tuple(arguments.visibility),
@@ -202,7 +204,10 @@ def measure(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     cells = grid.cells()
     check(cells)
-    host, cells = prepare(grid, cells)
+    host, played = prepare(grid, cells)
+    for line in left_out(cells, played):
+        raise ValueError(line)
+    cells = played
     return _append(cells, host, path_of(Path(arguments.out)), lambda line: print(line, file=sys.stderr))
 
 

@@ -60,6 +60,10 @@ def at_keeps(recipe: Any, keeps: Sequence[float]) -> list[Any]:
     """The recipe at each of `keeps`, and at its own, from the smallest to the largest. ValueError if none of its parts has
     a keep that decides, or for a keep outside (0, 1]."""
     own = recipe.keep
+    if getattr(recipe.source, "shortens", False):
+        raise ValueError(
+            f"{recipe} reads another text than the task's, so rows of it cannot be shown; leave the source away"
+        )
     if not recipe.drops and own == 1:
         raise ValueError(f"{recipe} drops nothing, so there is nothing to see; try 'snapkv(keep=0.3)'")
     wrong = [keep for keep in keeps if not 0 < keep <= 1]

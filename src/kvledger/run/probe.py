@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     """The subcommand, on argparse's sub-parsers. Loads no torch."""
-    parser = commands.add_parser("probe", help="measure which heads retrieve, for headkv", allow_abbrev=False)
-    parser.add_argument("what", choices=["headkv"], help="headkv: how often a head looks at the needle it answers from")
+    parser = commands.add_parser("probe", help="measure a model's heads, for headkv and minference", allow_abbrev=False)
+    parser.add_argument(
+        "what",
+        choices=["headkv", "minference"],
+        help="headkv: how often a head looks at the needle it answers from; minference: which pattern suits a head",
+    )
     parser.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the importance file, JSON")
+    parser.add_argument("--out", required=True, metavar="FILE", help="what was found, JSON")
     parser.add_argument("--task", default="scbench/kv", help="whose evidence is the needle (default: scbench/kv)")
     parser.add_argument("--samples", type=int, default=10, help="contexts (default: 10)")
     parser.add_argument("--turns", type=int, default=4, help="questions per context (default: 4)")
@@ -37,6 +41,10 @@ def body(arguments: argparse.Namespace) -> None:
     from kvledger.hf.load import load
 
     model, tokenizer = load(arguments.model)
+    if arguments.what == "minference":
+        search(model, tokenizer, arguments)
+        print(f"head patterns: {arguments.out}")
+        return
     probe(model, tokenizer, arguments)
     print(f"head importance: {arguments.out}")
 
@@ -50,6 +58,18 @@ def probe(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
     measured = head_importance(model, tokenizer, needles(tokenizer, arguments))
     count = arguments.samples * arguments.turns
     replace(measured, samples=count, version=__version__, **facts).save(arguments.out)
+
+
+def search(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
+    """Search and write the file of head patterns."""
+    from kvledger import __version__
+    from kvledger.hf.search import head_patterns
+
+    facts = {"model": arguments.model, "task": arguments.task, "tokens": arguments.context, "seed": arguments.seed}
+    prompts = ((one.context, one.question) for one in needles(tokenizer, arguments))
+    found = head_patterns(model, tokenizer, prompts, arguments.context)
+    count = arguments.samples * arguments.turns
+    replace(found, samples=count, version=__version__, **facts).save(arguments.out)
 
 
 def needles(tokenizer: Any, arguments: argparse.Namespace) -> Iterator[Needle]:

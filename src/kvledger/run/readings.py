@@ -100,8 +100,9 @@ class Readings:
                 not shares(recipes[0]) and recipes[0].protection is not None
             )  # what stays depends on the whole prompt
             self.begun[key] = self._new(recipes, chunk)
-            ids = self.chat.opening(text, "")[0]
             if chunk and not pinned:
+                lead = self.begun[key].lead
+                ids = lead.prompt(text) if lead.recipe.source else self.chat.opening(text, "")[0]
                 self.begun[key].advance(ids, (len(ids) - 1) // chunk * chunk)
         return self.begun[key].fork()
 

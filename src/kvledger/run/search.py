@@ -18,7 +18,9 @@ from kvledger.critical.search import Aim, Step, next_step
 from kvledger.recipe import Recipe, name_of, parse
 from kvledger.records import Cell, Log, Record, read
 from kvledger.run.cell import Host, play
-from kvledger.run.sweep import Grid, prepare
+from kvledger.run.fitting import left_out
+from kvledger.run.host import prepare
+from kvledger.run.sweep import Grid
 
 FULL = "full"
 
@@ -150,7 +152,9 @@ def open_field(search: Search, goals: list[Quest], out: Path, warn: Callable[[st
     recipes = (FULL, *dict.fromkeys(recipe for goal in goals for recipe in goal.ladder))
     tasks = tuple(dict.fromkeys(task for goal in goals for task in goal.tasks))
     grid = replace(search.grid, recipes=recipes, tasks=tasks)
-    host, cells = prepare(grid, grid.cells())
+    host, cells = prepare(grid, wanted := grid.cells())
+    for line in left_out(wanted, cells):
+        raise ValueError(line)
     have, damaged = read(out)
     for line in damaged:
         warn(line)

@@ -1,26 +1,24 @@
-"""A grid of cells, minus what the records hold already, one after the other in this process."""
+"""A grid of cells, minus what the records hold already: played by whom `Staff` says, and written down here."""
 
 from __future__ import annotations
 
-import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
-
-import torch
-import transformers
 
 import kvledger
-from kvledger.hf.cache import check_supported, new_cache
-from kvledger.hf.load import fingerprint, load
 from kvledger.recipe import nearest, parse
-from kvledger.records import HISTORIES, MODES, VISIBILITIES, Cell, Log, read
-from kvledger.run.cell import Host, check, play, room, sample_of
-from kvledger.tasks import TIERS, Task, Unfit, get, suite
+from kvledger.records import HISTORIES, MODES, VISIBILITIES, Cell, Log, Record, claim, read
+from kvledger.run.cell import check
+from kvledger.run.engine import Crew
+from kvledger.run.fitting import left_out
+from kvledger.run.host import Player
+from kvledger.run.jobs import Job, jobs_of, longest_first, share, undone
+from kvledger.run.staff import Staff
+from kvledger.tasks import TIERS, Task, suite
 from kvledger.tasks.hub import Data
 
 
@@ -94,103 +92,90 @@ def _check_counts(grid: Grid) -> None:
 
 @dataclass(frozen=True)
 class Progress:
-    """Told to whoever watches: turns done of all, and what is being played."""
+    """Told to whoever watches: turns done of all (of this shard), how many of them were on record, what has just been
+    played, and by how many workers."""
 
     done: int
     total: int
     reused: int
     cell: Cell
+    workers: int = 1
 
 
-def sweep(grid: Grid, out: Path, watch: Callable[[Progress], None], warn: Callable[[str], None]) -> int:
-    """Play all cells of `grid` that `out` does not hold yet; returns the number of turns played. Everything that can be
-    refused is refused before the first forward."""
-    cells = grid.cells()
-    host, cells = prepare(grid, cells)
+def sweep(
+    grid: Grid, out: Path, watch: Callable[[Progress], None], warn: Callable[[str], None], staff: Staff | None = None
+) -> int:
+    """Play all cells of `grid` (or the staff's share of them) that `out` does not hold yet; returns the number of turns
+    played. Everything that can be refused is refused before the first forward."""
+    cells, staff = grid.cells(), staff or Staff()
+    engine = staff.hire(partial(Player, grid, staff.devices > 1))
+    with Crew(engine, warn) as crew:
+        wanted, cells = cells, crew.resolve(cells)
+        for line in left_out(wanted, cells):
+            warn(line)
+        done = known(out, warn)
+        mine = share(jobs_of(cells), *staff.share)
+        jobs = undone(mine, done)
+        if jobs:
+            claim(out, crew.identity)
+        played = Played({cell.key: cell for cell in cells}, mine, jobs, engine.size)
+        logs = Logs(out, lambda worker: staff.log(worker, engine.size))
+        try:
+            for worker, told in crew.play(longest_first(jobs, engine.size) if engine.size > 1 else jobs):
+                if isinstance(told, Record):
+                    logs[worker].append(told)
+                    watch(played.one_more(told))
+                else:
+                    played.left_out.setdefault(told.text)
+        finally:
+            logs.close()
+    return played.end(warn)
+
+
+def known(out: Path, warn: Callable[[str], None]) -> dict[tuple[str, int], set[int]]:
+    """(cell, sample) -> turns on record under `out`."""
+    done: dict[tuple[str, int], set[int]] = defaultdict(set)
     have, damaged = read(out)
     for line in damaged:
         warn(line)
-    done: dict[tuple[str, int], set[int]] = defaultdict(set)
     for record in have:
         done[record.cell, record.sample].add(record.turn)
-    total = sum(cell.samples * cell.turns for cell in cells)
-    reused = count = sum(min(cell.turns, len(done[cell.key, i])) for cell in cells for i in range(cell.samples))
-    left_out: dict[str, None] = {}
-    log = Log(out)
-    try:
-        # samples outside, cells inside: a run that is stopped early has compared all recipes on what it has seen
-        for index in range(max(cell.samples for cell in cells)):
-            wanted: dict[tuple[str, int], dict[str, None]] = defaultdict(dict)
-            for cell in cells:
-                if len(done[cell.key, index]) < cell.turns:
-                    wanted[cell.task, cell.context][cell.recipe] = None
-            for cell in cells:
-                if index >= cell.samples:
-                    continue
-                host.readings.recipes = tuple(wanted[cell.task, cell.context])
-                try:
-                    for record in play(cell, host, index, done[cell.key, index]):
-                        log.append(record)
-                        count += 1
-                        watch(Progress(count, total, reused, cell))
-                except ValueError as error:  # of this sample alone: a row that is too long, or is none
-                    left_out.setdefault(f"{cell.task}, sample {index}: {error}")
-    finally:
-        log.close()
-    for line in left_out:
-        warn(line)
-    if left_out and not count:
-        raise ValueError(f"no sample could be played: {next(iter(left_out))}")
-    return count - reused
+    return done
 
 
-def prepare(grid: Grid, cells: list[Cell]) -> tuple[Host, list[Cell]]:
-    model, tokenizer = load(grid.model)
-    check_supported(model)
-    host = Host(model, tokenizer, _versions(model), data=grid.data)
-    form = grid.form if grid.form != "auto" else ("small" if len(tokenizer) < 8192 else "full")
-    weights = fingerprint(model)
-    files = {recipe: _files(model, recipe) for recipe in {cell.recipe for cell in cells}}
-    cells = [
-        replace(cell, form=cell.form if cell.form == "real" else form, weights=weights, files=files[cell.recipe])
-        for cell in cells
-    ]
-    data = {cell.task: _data_of(cell, host) for cell in {cell.task: cell for cell in cells}.values()}
-    cells = [replace(cell, data=data[cell.task]) for cell in cells]
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    for cell in {(cell.task, cell.context): cell for cell in cells}.values():
-        if limit is not None and cell.context > limit:
-            raise ValueError(f"a context of {cell.context} tokens does not fit into the model's {limit} positions")
-        if cell.form == "real":  # rows differ: one that does not fit is left out when its turn comes
-            continue
-        sample = sample_of(cell, host, 0)
-        if limit is not None and room(host, sample) > limit:
-            raise ValueError(
-                f"{cell.task}: a context of {cell.context} tokens and {cell.turns} turns ({room(host, sample)} tokens in all) "
-                f"do not fit into the model's {limit} positions"
-            )
-    return host, cells
+class Logs(dict[int, Log]):
+    """A file for each worker, opened when it has something to write. `name` of a worker's number."""
+
+    def __init__(self, out: Path, name: Callable[[int], str]):
+        super().__init__()
+        self.out, self.name = out, name
+
+    def __missing__(self, worker: int) -> Log:
+        self[worker] = Log(self.out, self.name(worker))
+        return self[worker]
+
+    def close(self) -> None:
+        for log in self.values():
+            log.close()
 
 
-def _data_of(cell: Cell, host: Host) -> str:
-    """Fingerprint of the files that a cell's samples come from. ValueError where they are not there, or not what they
-    should be."""
-    if cell.form != "real":
-        return ""
-    data = Data(host.data)
-    with suppress(Unfit):
-        get(cell.task).sample(cell.seed, 0, cell.context, host.count, cell.turns, "real", data)
-    return data.fingerprint
+class Played:
+    """The count of a sweep: of the jobs that are `mine`, some are on record and `jobs` are to be played."""
 
+    def __init__(self, cells: dict[str, Cell], mine: Sequence[Job], jobs: Sequence[Job], workers: int):
+        self.cells, self.workers, self.count = cells, workers, 0
+        self.total = sum(job.turns for job in mine)
+        self.reused = self.total - sum(job.turns - job.reused for job in jobs)
+        self.left_out: dict[str, None] = {}
 
-def _files(model: Any, recipe: str) -> str:
-    """Fingerprints of the files that a recipe reads. ValueError for one that this model cannot follow."""
-    new_cache(model, recipe)
-    return parse(recipe).fingerprint
+    def one_more(self, record: Record) -> Progress:
+        self.count += 1
+        return Progress(self.reused + self.count, self.total, self.reused, self.cells[record.cell], self.workers)
 
-
-def _versions(model: Any) -> str:
-    return (
-        f"kvledger {kvledger.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"Python {platform.python_version()}, {model.device.type}, {str(model.dtype).removeprefix('torch.')}"
-    )
+    def end(self, warn: Callable[[str], None]) -> int:
+        """Says what was left out; returns the turns played. ValueError if there is no turn at all."""
+        for line in self.left_out:
+            warn(line)
+        if self.left_out and not self.count + self.reused:
+            raise ValueError(f"no sample could be played: {next(iter(self.left_out))}")
+        return self.count
