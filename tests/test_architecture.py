@@ -25,6 +25,7 @@ ALL = {
     "report",
     "critical",
     "harness",
+    "serve",
     "cli",
 }
 
@@ -43,6 +44,7 @@ MAY_IMPORT = {
     "report": {"records", "critical"},
     "critical": set(),
     "harness": {"hf", "recipe"},
+    "serve": {"hf", "methods", "recipe", "tasks"},
     "cli": ALL,
 }
 NO_TORCH = ("kvledger", "kvledger.cli", "kvledger.tasks", "kvledger.report", "kvledger.records", "kvledger.recipe")

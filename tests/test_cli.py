@@ -1,12 +1,15 @@
 """The command line as a script sees it: JSON documents, one-line errors, exit statuses."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from kvledger.cli import DEMO, main
 from kvledger.recipe import parse
+
+RUN = ["run", "--recipes", "full", "--tasks", "scbench/kv", "--out", "x"]
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -39,12 +42,18 @@ def test_methods_and_tasks_are_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--recipes", "full", "--tasks", "scbench/vk", "--out", "x"], "scbench/kv"),
         (["run", "--recipes", "snpkv", "--tasks", "scbench/kv", "--out", "x"], "snapkv"),
         (["report", "nowhere"], "no records in nowhere"),
+        ([*RUN, "--engine", "rey"], "did you mean 'ray'"),
+        ([*RUN, "--shard", "3/2"], "shard '3/2': i/n with i from 1 to n"),
+        ([*RUN, "--workers", "0"], "workers=0"),
+        ([*RUN, "--devices", "99"], "devices=99: this machine has"),
+        ([*RUN, "--engine", "ray"], "pip install 'kvledger[ray]'"),
     ],
 )
 def test_bad_input_is_one_line_with_what_was_nearest(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], hint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     assert hint in error_of(capsys, *argv)
     assert not list(tmp_path.iterdir()), "nothing is made before the input is known to be good"
 

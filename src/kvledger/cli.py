@@ -6,7 +6,6 @@ import argparse
 import inspect
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--samples", type=int, default=3, help="contexts per task (default: 3)")
     demo.set_defaults(body=_demo, parser=demo)
 
-    run = commands.add_parser("run", help="play recipes on tasks; the same command resumes", allow_abbrev=False)
-    _run_options(run)
-    run.set_defaults(body=_run, parser=run)
+    _run_parsers(commands)
 
     train = commands.add_parser(
         "train",
@@ -76,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     _train_options(train)
     train.set_defaults(body=_train, parser=train)
 
-    _run_parsers(commands)
     _inspect_parser(commands)
+    _serve_parsers(commands)
 
     report = commands.add_parser("report", help="table and page from the records of a run", allow_abbrev=False)
     report.add_argument(
@@ -97,26 +94,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run_options(run: argparse.ArgumentParser) -> None:
-    run.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
-    run.add_argument("--recipes", nargs="+", required=True, metavar="RECIPE", help='e.g. full "snapkv(keep=0.3)"')
-    run.add_argument(
-        "--tasks", nargs="+", required=True, metavar="TASK", help="scbench/kv, a suite (scbench), my.jsonl"
-    )
-    run.add_argument("--modes", nargs="+", default=["multi-turn"], metavar="MODE", help="multi-turn, multi-request")
-    run.add_argument("--visibility", nargs="+", default=["hidden"], metavar="V", help="hidden, visible, patched")
-    run.add_argument("--context", nargs="+", type=int, default=[2048], metavar="TOKENS", help="of the shared context")
-    run.add_argument("--chunk", type=int, default=512, metavar="TOKENS", help="tokens read at a time; 0: in one shot")
-    run.add_argument("--tier", default="quick", help="contexts per task: quick 10, standard 50, full all published")
-    run.add_argument("--samples", type=int, help="contexts per task, instead of the tier's")
-    run.add_argument("--turns", type=int, help="questions per context; default: the task's own number")
-    run.add_argument("--data", default="", metavar="hub|DIR", help="published data instead of generated samples")
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--history", default="gold", help="what later turns see as earlier answers: gold, model")
-    run.add_argument("--form", default="auto", help="small or full SCBench shapes; auto: small for small vocabularies")
-    run.add_argument("--out", required=True, metavar="DIR", help="records go to DIR/records")
-
-
 def _train_options(train: argparse.ArgumentParser) -> None:
     from kvledger.train.command import add_options  # loads no torch
 
@@ -124,8 +101,9 @@ def _train_options(train: argparse.ArgumentParser) -> None:
 
 
 def _run_parsers(commands: Any) -> None:
-    from kvledger.run import critical_command, drift, judge, probe  # load no torch
+    from kvledger.run import command, critical_command, drift, judge, probe  # load no torch
 
+    command.add_parser(commands).set_defaults(body=_run)
     probe.add_parser(commands)
     judge.add_parser(commands)
     critical_command.add_parser(commands).set_defaults(body=_critical)
@@ -143,6 +121,13 @@ def _drift_page(out: Path, scores: str | None) -> None:
     from kvledger.report.drift import show
 
     show(out, scores)
+
+
+def _serve_parsers(commands: Any) -> None:
+    from kvledger.serve import command  # loads no torch
+
+    command.add_parser(commands)
+    command.add_export_parser(commands)
 
 
 def _inspect_parser(commands: Any) -> None:
@@ -175,48 +160,19 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from kvledger.run.sweep import Grid
+    from kvledger.run.command import run
 
-    sys.path.insert(0, "")  # so that a recipe can name a class in a file of the current folder
-    options: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v
-        for key, v in vars(arguments).items()
-        if key not in ("out", "body", "parser")
-    }
-    _play(Grid(**options), Path(arguments.out))
-    _show(Path(arguments.out))
+    if run(arguments):
+        _show(Path(arguments.out))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    from kvledger.run.command import play
     from kvledger.run.sweep import Grid
 
     lists = {key: tuple(value) for key, value in DEMO.items()}
-    _play(Grid(model="zoo", context=(1024,), chunk=256, samples=arguments.samples, **lists), Path(arguments.out))  # type: ignore[arg-type]
+    play(Grid(model="zoo", context=(1024,), chunk=256, samples=arguments.samples, **lists), Path(arguments.out))  # type: ignore[arg-type]
     _show(Path(arguments.out))
-
-
-def _play(grid: Any, out: Path) -> None:
-    """Run a sweep under a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    from kvledger.run.sweep import Progress, sweep
-
-    console = Console(stderr=True)
-    grid.cells()  # a mistake in the command is told before anything is drawn or loaded
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-               TimeRemainingColumn()]  # fmt: skip
-    started = time.perf_counter()
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task("turns", total=None)
-
-        def watch(now: Progress) -> None:
-            text = f"{now.cell.recipe} · {now.cell.task} · {now.cell.mode}, {now.cell.visibility}"
-            bar.update(task, total=now.total, completed=now.done, description=f"{text:<60}")
-
-        played = sweep(grid, out, watch, lambda line: console.print(line, style="yellow"))
-    console.print(f"{played} turns in {time.perf_counter() - started:.0f} s; records in {out / 'records'}")
 
 
 def _show(out: Path) -> None:

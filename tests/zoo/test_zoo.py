@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kvledger import zoo
 from kvledger.tasks import get
+from kvledger.zoo import start
 from kvledger.zoo.data import FIRST_TRAINING_SEED, PLANS, conversation, sample
 from kvledger.zoo.evaluate import evaluate
 from kvledger.zoo.tokenizer import VOCABULARY
@@ -90,3 +91,14 @@ def test_training_rows_are_the_chat_format(tokenizer, task):
 def test_looks_up_keys_with_the_full_cache(mode):
     (result,) = evaluate(zoo.path(), ["scbench/kv"], 512, 4, 7, mode, 5)
     assert result["score"] >= 0.9
+
+
+@pytest.mark.parametrize("kind", start.KINDS)
+def test_every_kind_is_trained_through_tied_weights(kind):
+    made = start.model(kind, 1, 2, 0).eval()
+    ids = torch.randint(5, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden = made.base_model(input_ids=ids, use_cache=False)[0]
+        logits = made(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(hidden @ made.get_input_embeddings().weight.T, logits, rtol=1e-4, atol=1e-4)
+    assert made.config.eos_token_id == 2
