@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -112,3 +113,30 @@ def test_dropped_rows_are_really_gone() -> None:
     before = live_bytes()
     session = read(f"snapkv(keep={KEEP})", CHUNK)
     assert live_bytes() - before < 1.05 * session.ledger.stored_bytes
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "snapkv(keep=0.5, window=4)",
+        "kvzap(keep=0.5, path='random:0', when='chunk')",
+        "h2o(keep=0.5) + kivi(bits=4, group=8, residual=4)",
+        "int8 + quest(pages=2, size=4, dense=0)",
+        "offload",
+    ],
+)
+def test_what_a_session_held_is_free_as_soon_as_it_is_let_go(recipe: str) -> None:
+    """Without Python's collector, which comes when it likes."""
+    session = kv.open(tiny.model(), tiny.tokenizer(), recipe, chunk=16)
+    session.read(tiny.text(40))
+    session.ask(tiny.text(3, seed=1), 4)
+    fork = session.fork()
+    fork.ask(tiny.text(3, seed=2), 4)
+    held = [weakref.ref(x) for one in (session, fork) for layer in arenas(one.cache) for x in layer.arena.tensors]
+    assert held
+    gc.disable()
+    try:
+        del session, fork
+        assert not [x for x in held if x() is not None]
+    finally:
+        gc.enable()

@@ -57,9 +57,12 @@ class GroupedArena(Arena):
     def _follow(self, tail: Ragged) -> None:
         """Let `tail` hold the plain rows, and tell of its moves."""
         self.tail = tail
-        tail.watch = lambda held: self.watch(self.nbytes - self.tail.nbytes + held)
+        tail.watch = self._watch_tail
 
     # ---- what is there -------------------------------------------------------------------------------------------
+
+    def _watch_tail(self, held: int) -> None:
+        self.watch(self.nbytes - self.tail.nbytes + held)
 
     @property
     def tensors(self) -> list[Tensor]:

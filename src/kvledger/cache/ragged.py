@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Self
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -28,6 +30,22 @@ class Ragged:
         self.length = [0] * segments
         self.capacity = [0] * segments
         self.shared = False  # buffers that another reads too are copied before they are written
+
+    @property
+    def watch(self) -> Callable[[int], None]:
+        return self._watch
+
+    @watch.setter
+    def watch(self, watch: Callable[[int], None]) -> None:
+        """A method is held weakly: its object holds the buffers, and they shall be free as soon as it is let go."""
+        method = WeakMethod(watch) if isinstance(watch, MethodType) else None
+
+        def tell(held: int) -> None:
+            alive = None if method is None else method()
+            if alive is not None:
+                alive(held)
+
+        self._watch = watch if method is None else tell
 
     @property
     def buffers(self) -> dict[str, Tensor]:

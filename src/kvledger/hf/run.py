@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -58,7 +59,9 @@ class Run:
     since: int = 0
     pinned: frozenset[int] = frozenset()
     waiting: list[Waiting] = field(default_factory=list)
-    order: dict[int, Any] = field(default_factory=dict)  # layers whose rows live elsewhere and are fetched in turn
+    order: MutableMapping[int, Any] = field(
+        default_factory=WeakValueDictionary
+    )  # layers whose rows live elsewhere and are fetched in turn
     spent: float = 0.0  # seconds of its own in a reading that it shares
 
     @property
@@ -94,4 +97,4 @@ class Run:
             self.since = 0
 
     def fork(self) -> Run:
-        return replace(self, ledger=self.ledger.fork(), waiting=[], order={})
+        return replace(self, ledger=self.ledger.fork(), waiting=[], order=WeakValueDictionary())
