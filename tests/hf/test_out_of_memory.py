@@ -95,11 +95,12 @@ def test_a_session_says_what_would_fit_and_lets_go_of_its_rows(
         session.ask("and now?")
 
 
-def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["shapes do not match", ""])
+def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     model = tiny.model("llama")
     session = Session(model, tiny.tokenizer(), parse("full"), 16)
-    starved(monkeypatch, model, 1, RuntimeError("shapes do not match"))
-    with pytest.raises(RuntimeError, match=r"^shapes do not match$"):
+    starved(monkeypatch, model, 1, RuntimeError(text))
+    with pytest.raises(RuntimeError, match=f"^{text}$"):
         session.read(tiny.text(80))
 
 
@@ -127,3 +128,12 @@ def test_a_run_keeps_what_was_finished_and_goes_on_with_the_same_command(
     records = read(tmp_path)[0]
     assert len(records) == 4
     assert [r.line() for r in records[:2]] == finished
+
+
+def test_memory_that_files_are_cached_in_counts_as_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  4000 kB\nMemFree:  100 kB\nMemAvailable:  2500 kB\nBuffers:  3 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    assert memory.free_bytes(torch.device("cpu")) == 2500 * 1024
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
+    assert memory.free_bytes(torch.device("cpu")) is None

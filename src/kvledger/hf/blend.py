@@ -11,7 +11,6 @@ The rest of the prompt is then read as usual, and rows are dropped then, if the 
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -204,9 +203,7 @@ def _plain_cache(session: Session) -> Any:
 
 def _forward(session: Session, ids: list[int], cache: Any, places: Sequence[int]) -> None:
     device = home(session.model)
-    more: dict[str, Any] = {caches.argument(session.model): cache, "use_cache": True}
-    if "logits_to_keep" in inspect.signature(session.model.forward).parameters:
-        more["logits_to_keep"] = 1
+    more: dict[str, Any] = {caches.argument(session.model): cache, "use_cache": True, **session.short_logits}
     session.model(
         input_ids=torch.tensor([ids], device=device), position_ids=torch.tensor([list(places)], device=device), **more
     )

@@ -3,10 +3,10 @@ already, then all rows kept so far, one chunk's work, and one layer's rows a sec
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from kvledger.recipe import Recipe
 if TYPE_CHECKING:
     from kvledger.hf.session import Session
 
+MEMINFO = Path("/proc/meminfo")
 SMALLEST = 64  # tokens of a chunk that is worth reading
 LARGEST = 16384
 SAFE = 0.9  # of the free memory: allocators do not use the last tenth
@@ -56,8 +57,9 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cpu" and MEMINFO.exists():  # what is free, and what files are cached in and would be given up
+        lines = (line.split() for line in MEMINFO.read_text().splitlines())
+        return next((1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"), None)
     return None
 
 
@@ -89,7 +91,7 @@ def explained(session: Session, tokens: int) -> Iterator[None]:
         yield
         return
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         if not isinstance(error, torch.OutOfMemoryError) and not any(text in reason.lower() for text in MESSAGES):
             raise
     session.cache.layers.clear()  # outside of the handler, whose traceback holds on to what the forward had made

@@ -85,7 +85,7 @@ class Session:
         self._held = (0, 0)
         self.reading_seconds = 0.0  # of the context, charged to the first turn of each request
         self._argument = caches.argument(model)
-        self._short_logits = (
+        self.short_logits = (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
 
@@ -217,7 +217,7 @@ class Session:
         for part in parts(self, ids, kind):
             tensor = torch.tensor([part], device=home(self.model))
             with explained(self, max(self.expected, self.tokens + len(ids))):
-                out = self.model(input_ids=tensor, use_cache=True, **{self._argument: self.cache}, **self._short_logits)
+                out = self.model(input_ids=tensor, use_cache=True, **{self._argument: self.cache}, **self.short_logits)
             self.logits = out.logits[0, -1]
             caches.account(self.cache, self.run, len(part))
             self.tokens += len(part)
