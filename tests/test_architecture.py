@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "train": {"hf", "methods", "recipe", "cache", "tasks"},
     "report": {"records", "critical"},
     "critical": set(),
-    "harness": {"hf", "recipe"},
+    "harness": {"hf", "recipe", "tasks", "zoo"},
     "serve": {"hf", "methods", "recipe", "tasks"},
     "cli": ALL,
 }

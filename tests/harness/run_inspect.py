@@ -15,6 +15,8 @@ from inspect_ai.solver import Generate, TaskState, generate, solver
 
 import kvledger as kv
 from kvledger.harness import inspect as provider
+from kvledger.harness.inspect_tasks import shared_context
+from kvledger.tasks import get
 
 logging.disable(logging.WARNING)
 SNAP = "snapkv(keep=0.4, window=8)"
@@ -51,6 +53,35 @@ def refused() -> bool:
     return False
 
 
+def ours() -> None:
+    """One of kvledger's tasks, its questions in one conversation: what a session answers, and the task's own scores."""
+    task = shared_context("scbench/kv", context=400, samples=2, turns=2)
+    model = get_model("kvledger/zoo", recipe="full", memoize=False)
+    log = run(task, model=model, display="none", log_format="json", max_samples=1)[0]
+    assert log.status == "success", log.error
+    assert log.samples is not None
+    assert len(log.samples) == 2
+    for sample in log.samples:
+        first, second = sample.metadata["turns"]
+        session = kv.open(*kv.load("zoo"), "full")
+        session.read("", text_of(sample))
+        said = [session.answer(first["limit"]).text, session.ask(second["question"], second["limit"])]
+        assert sample.metadata["answers"] == said
+        scores = [get("scbench/kv").score(*pair) for pair in zip(said, map(golds_of, (first, second)), strict=True)]
+        assert sample.scores is not None
+        assert sample.scores["turn_scores"].value == sum(scores) / 2
+        assert sample.output.usage is not None
+        assert sample.output.usage.input_tokens_cache_read
+
+
+def golds_of(turn: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(turn["golds"])
+
+
+assert (
+    get_model("kvledger/zoo", recipe=SNAP.split(","), memoize=False).api.recipe == SNAP
+)  # as the command line gives it
+ours()
 full, _ = outputs("full")
 snap, outs = outputs(SNAP)
 plain = []

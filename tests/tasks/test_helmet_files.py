@@ -35,6 +35,14 @@ def test_the_tarball_is_unpacked_once_and_gives_the_same_sample(root, tmp_path_f
         real("kilt_nq", root)
 
 
+def test_a_published_file_that_changed_is_refused(root, monkeypatch):
+    file = "data/msmarco/test_reranking_data_k14_dep3.jsonl"
+    write(root / HELMET / file, [])
+    monkeypatch.setattr(files, "SHA256", {file.removeprefix("data/"): "0" * 64})
+    with pytest.raises(ValueError, match=r"k14_dep3\.jsonl of princeton-nlp/HELMET .* its SHA-256 is e3b0"):
+        real("msmarco_rerank", root)
+
+
 def test_a_broken_tarball_is_named(root):
     (root / HELMET).mkdir(parents=True)
     (root / HELMET / "data.tar.gz").write_bytes(b"\x1f\x8b\x08\x00nonsense")

@@ -7,8 +7,8 @@ import pytest
 from kvledger.tasks import sandbox
 from kvledger.tasks.base import Unfit
 from kvledger.tasks.hub import Data
-from kvledger.tasks.longproc import ROWS, countdown, path_traversal
-from kvledger.tasks.longproc.published import GITHUB, HUB, PARTS, SHA256
+from kvledger.tasks.longproc import ROWS, countdown, path_traversal, published
+from kvledger.tasks.longproc.published import COUNTS, GITHUB, HUB, PARTS, SHA256
 from kvledger.tasks.longproc.trip import Search, Trip, procedure
 
 TASKS = {task.name.removeprefix("longproc/"): task for task in ROWS}
@@ -31,6 +31,12 @@ REFERENCES = {
     "countdown": countdown.trace(countdown.Search([21, 16, 17, 26], 46)),
 }
 METADATA = {"travel_planning": {"item": TRAVEL}}
+
+
+@pytest.fixture(autouse=True)
+def _hand_made(monkeypatch):
+    """Hashes are those of the published files, which these rows stand in for."""
+    monkeypatch.setattr(published, "SHA256", {})
 
 
 def hub(root, task, tier, rows):
@@ -110,11 +116,28 @@ def test_a_missing_column_or_file_is_named(tmp_path):
         real(Data(str(tmp_path)), "tom_tracking_2k")
 
 
-def test_a_changed_file_of_a_checkout_is_an_error(tmp_path):
-    assert set(SHA256) == {"path_traversal_2k.json", "path_traversal_8k.json", "travel_planning_all.json"}
-    data = checkout(tmp_path, "path_traversal", {"path_traversal_2k.json": []})
-    with pytest.raises(ValueError, match="SHA-256"):
-        real(data, "path_traversal_2k")
+def test_a_changed_file_of_a_checkout_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "SHA256", SHA256)
+    assert {name.split("/")[0] for name in SHA256} == set(PARTS) - {"pseudo_to_code"}
+    assert len(set(SHA256.values())) == len(SHA256)
+    for name in ("path_traversal_2k", "countdown_8k"):
+        data = checkout(tmp_path, name.rsplit("_", 1)[0], {f"{name}.json": []})
+        with pytest.raises(ValueError, match="SHA-256"):
+            real(data, name)
+
+
+def test_the_hubs_rows_are_counted(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    assert sum(COUNTS.values()) == 3616
+    assert {name: TASKS[name].rows for name in COUNTS} == COUNTS
+    hub(tmp_path, "countdown", "2k", [row("countdown", i) for i in range(199)])
+    there = tmp_path / HUB / "countdown_2k"
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(there / "test.jsonl"))
+    with pytest.raises(ValueError, match="has 199 rows, published were 200: this is another edition"):
+        real(Data("hub"), "countdown_2k")
+    hub(tmp_path, "countdown", "2k", [row("countdown", i) for i in range(200)])
+    assert real(Data("hub"), "countdown_2k") == real(Data(str(tmp_path)), "countdown_2k")
 
 
 def test_a_checkouts_pages_are_put_into_the_prompt(tmp_path):
@@ -141,8 +164,7 @@ def test_a_checkouts_pages_are_put_into_the_prompt(tmp_path):
         real(checkout(tmp_path, "html_to_tsv", {**files, "prompts.yaml": "PROMPT: x"}), "html_to_tsv_0.5k")
 
 
-def test_a_checkouts_trips_are_sorted_into_tiers(tmp_path, monkeypatch):
-    monkeypatch.delitem(SHA256, "travel_planning_all.json")
+def test_a_checkouts_trips_are_sorted_into_tiers(tmp_path):
     long = {**TRAVEL, "estimated_output_tokens": 5000, "disambig_question_text": "Long.\n\nFind a trip plan of it."}
     between = {**TRAVEL, "estimated_output_tokens": 3000}
     template = "USER_PROMPT: |-\n  {demonstration}\n  YOUR TASK:\n  {problem}\n"

@@ -13,7 +13,7 @@ from kvledger.tasks import prose
 from kvledger.tasks.ruler import NEEDLES, ROWS, counting, niah, tracking
 from kvledger.tasks.ruler.matching import string_match_all, string_match_part, value_set, words_named
 
-TASKS = {task.name: task for task in ROWS}
+TASKS = {task.name: task for task in ROWS if task.make}
 FORMS = ("small", "full")
 REFERENCE = Path(os.environ.get("KVLEDGER_REFDATA", Path(__file__).parents[2].parent / "shared" / "data")) / "ruler"
 ROWS_4K = REFERENCE / "niah_multikey_3_4096_first100.jsonl"

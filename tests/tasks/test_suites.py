@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from kvledger.tasks import TASKS, TIERS, get, suite, suites
+from kvledger.tasks import TASKS, TIERS, get, sandbox, suite, suites
 
 CATEGORIES = {
     "Recall": 4,
@@ -31,7 +33,8 @@ def test_every_row_says_where_it_comes_from_and_what_a_guess_is_worth():
 
 @pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("name", suites.names(TASKS.values()))
-def test_a_suite_is_all_generated_or_all_published(name, real):
+def test_a_suite_is_all_generated_or_all_published(name, real, monkeypatch):
+    monkeypatch.setenv(sandbox.SWITCH, "1")
     inside = [task for task in TASKS.values() if (task.category if name == suites.PRULONG else task.suite == name)]
     wanted = [task for task in inside if (task.real if real else task.make)]
     if wanted:
@@ -39,6 +42,15 @@ def test_a_suite_is_all_generated_or_all_published(name, real):
     else:
         with pytest.raises(ValueError, match="no task of the suite"):
             suite(name, real)
+
+
+def test_prulong_is_21_data_sets_in_8_categories_and_has_something_generated_in_each():
+    published = suite("prulong", real=True)
+    assert Counter(task.category for task in published) == {**CATEGORIES, "HTML to TSV": 3}  # one set, in three lengths
+    assert sum(CATEGORIES.values()) == 21
+    generated = suite("prulong")
+    assert {task.category for task in generated} == set(CATEGORIES)
+    assert not any(task.runs_code for task in generated)
 
 
 def test_names_that_are_none_are_told_the_nearest():

@@ -23,6 +23,7 @@ from inspect_ai.model import (
     modelapi,
 )
 
+from kvledger.harness.inspect_tasks import shared_context  # noqa: F401 (found by the entry point, as the provider is)
 from kvledger.hf.load import load
 from kvledger.hf.session import Answer, Session, open_session
 
@@ -45,14 +46,15 @@ class Provider(ModelAPI):
         base_url: str | None = None,
         api_key: str | None = None,
         config: GenerateConfig = GenerateConfig(),  # noqa: B008 (inspect_ai's own signature)
-        recipe: str = "full",
+        recipe: str | list[str] = "full",
         chunk: int = 0,
         **options: Any,
     ):
         super().__init__(model_name, base_url, api_key, [], config)
         if options:
             raise ValueError(f"unknown model options {sorted(options)}: there are recipe and chunk")
-        self.recipe, self.chunk = recipe, chunk
+        # inspect_ai's command line splits what it is given at commas
+        self.recipe, self.chunk = recipe if isinstance(recipe, str) else ",".join(recipe), chunk
         self.model, self.tokenizer = load(model_name)
         self.lock = asyncio.Lock()
         self.sessions: OrderedDict[tuple[str, ...], Session] = OrderedDict()  # by the conversation so far

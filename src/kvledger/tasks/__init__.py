@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from kvledger.tasks import custom, helmet, longproc, ruler, scbench, suites
+from kvledger.tasks import custom, helmet, longproc, ruler, sandbox, scbench, suites
 from kvledger.tasks.base import Sample, Segment, Task, Turn, Unfit
 from kvledger.tasks.suites import TIERS
 
@@ -24,7 +24,8 @@ def get(name: str) -> Task:
 
 def suite(name: str, real: bool = False) -> tuple[Task, ...]:
     """The tasks of a suite (`scbench`), those with published data if `real`, else those that can be generated; or the one task
-    of that name. ValueError if it is neither, or if the task or the whole suite cannot be had that way."""
+    of that name. ValueError if it is neither, or if the task or the whole suite cannot be had that way. Tasks that run what a
+    model wrote are left out of suites, and refused by name, unless that is allowed (`sandbox`)."""
     if name in TASKS or name.endswith(custom.SUFFIX):
         return (_had(get(name), real),)
     known = suites.names(TASKS.values())
@@ -39,6 +40,8 @@ def suite(name: str, real: bool = False) -> tuple[Task, ...]:
 
 def _had(task: Task, real: bool) -> Task:
     """The task, if it can be had that way; users' own files always can."""
+    if task.runs_code:
+        sandbox.check()
     if task.suite == custom.SUITE or (task.real if real else task.make) is not None:
         return task
     if real:

@@ -71,7 +71,8 @@ class Task:
     `real(data, seed, index, tokens, count, turns)` does the same from published data (`hub.Data`), where there are any.
     `chance` is the score of an answer of the right shape that was picked without reading, `baseline` what the best guess
     without the context scores. `lengths` are the published context lengths in tokens, `turns` the questions a context has
-    unless the user says otherwise, `category` one of the 8 of arXiv 2506.17121 where the task is among its 21.
+    unless the user says otherwise, `category` one of the 8 of arXiv 2506.17121 where the task is among its 21, or looks
+    like one of them. `runs_code` says that scoring runs what the model wrote, which has to be allowed (`sandbox`).
     """
 
     name: str
@@ -90,6 +91,7 @@ class Task:
     category: str = ""
     real: Callable[..., Sample] | None = None
     rows: int = 0  # contexts that were published, 0 where there is no such number
+    runs_code: bool = False
 
     @property
     def offline(self) -> bool:

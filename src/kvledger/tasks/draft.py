@@ -105,3 +105,19 @@ def maker(
         return replace(fit(sized, smallest[form](turns), tokens, count), index=index)
 
     return make
+
+
+MARGIN = 16  # tokens that an answer may be longer than the gold one
+
+
+def roomy(make: Callable[..., Sample]) -> Callable[..., Sample]:
+    """`make`, with room for the gold answer and `MARGIN` tokens more where a turn's own limit is less."""
+
+    def made(seed: int, index: int, tokens: int, count: CountTokens, turns: int = 5, form: Form = "small") -> Sample:
+        sample = make(seed, index, tokens, count, turns, form)
+        limits = (max(turn.max_new_tokens, count(turn.gold) + MARGIN) for turn in sample.turns)
+        return replace(
+            sample, turns=tuple(replace(turn, max_new_tokens=n) for turn, n in zip(sample.turns, limits, strict=True))
+        )
+
+    return made

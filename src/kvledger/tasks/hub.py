@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from kvledger.tasks import sums
+
 BLOCK = 1 << 20  # bytes hashed at a time
 
 
@@ -30,7 +32,7 @@ class Data:
 
     def path(self, repo: str, file: str, revision: str, sha256: str = "") -> Path:
         """The local path of `file` of the data set `repo`, downloaded where `root` is "hub". ValueError if it is not there,
-        or if its hash is not the one given."""
+        or if its hash is not the one given, or the one that is known of it (`sums`)."""
         self.check()
         found = _download(repo, file, revision) if self.root == "hub" else _local(Path(self.root), repo, file)
         stat = found.stat()
@@ -40,8 +42,22 @@ class Data:
                 f"{found} is not the {file} of {repo} that this version was written for: its SHA-256 is {have[:16]}…, "
                 f"not {sha256[:16]}…; fetch it again at revision {revision}"
             )
+        self._compare(repo, file, found, have)
         self.used[f"{repo}/{file}"] = have
         return found
+
+    def _compare(self, repo: str, file: str, found: Path, have: str) -> None:
+        """ValueError if the hash is not the one that is listed; what comes from the hub for the first time is noted."""
+        hub = self.root == "hub"
+        listed = sums.of_hub(found, repo) if hub else Path(self.root) / repo / sums.NAME
+        first = sums.known(listed).get(file) if listed else None
+        if first is None and hub and listed:
+            sums.note(listed, file, have)
+        elif first is not None and first != have:
+            raise ValueError(
+                f"{found} is not the {file} of {repo} that {'was first read here' if hub else 'is listed'}: its SHA-256 is "
+                f"{have[:16]}…, not {first[:16]}…; if it changed for a reason, take its line out of {listed}"
+            )
 
     @property
     def fingerprint(self) -> str:

@@ -54,6 +54,11 @@ class Function:
     source: str
     about: str
 
+    @property
+    def head(self) -> str:
+        """Its first two lines."""
+        return "\n".join(self.source.split("\n", 2)[:2])
+
 
 @lru_cache(maxsize=1)
 def files() -> tuple[Path, ...]:
@@ -94,25 +99,29 @@ def _function(node: ast.FunctionDef, lines: list[str]) -> Function | None:
     return Function(node.name, source, about if 40 <= len(about) <= 400 and node.name not in about else "")
 
 
-def functions(seed: float, form: Form) -> Iterator[Function]:
-    """Module by module in an order of this seed: some short functions first, so that small contexts hold several, then all that
-    can be asked, no name and no description of which comes twice, then the others, which only fill the longest contexts."""
+def functions(seed: float, first: int) -> Iterator[Function]:
+    """Module by module in an order of this seed, each parsed when it is needed: `first` short functions that can be asked, so
+    that small contexts hold several, then all. Of those that can be asked no name and no description comes twice; no two begin
+    with the same two lines, so none of them is found within another."""
     order = list(files())
     random.Random(seed).shuffle(order)
     seen: set[str] = set()
-    yield from islice(_described(order, SHORT, seen), FIRST[form])
-    yield from _described(order, LONG, seen)
+    yield from islice((made for made in _up_to(order, SHORT) if _askable(made, seen)), first)
     for made in _up_to(order, LONG):
-        if made.source not in seen:
-            seen.add(made.source)
+        if _askable(made, seen):
+            yield made
+        elif made.head not in seen:
+            seen.add(made.head)
             yield replace(made, about="")
 
 
-def _described(order: list[Path], lines: int, seen: set[str]) -> Iterator[Function]:
-    for made in _up_to(order, lines):
-        if made.about and not {made.name, made.about, made.source} & seen:
-            seen |= {made.name, made.about, made.source}
-            yield made
+def _askable(made: Function, seen: set[str]) -> bool:
+    """Whether it can be asked beside those `seen`; if so, it is one of them from now on."""
+    marks = {made.name, made.about, made.head}
+    if not made.about or marks & seen:
+        return False
+    seen |= marks
+    return True
 
 
 def _up_to(order: list[Path], lines: int) -> Iterator[Function]:
@@ -123,7 +132,7 @@ def repoqa(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
     """`size` functions; a question describes one of them."""
     draft = Draft()
     draft.add("instruction", READ_SMALL if form == "small" else READ)
-    held = _held(rng, size, form)
+    held = _held(rng, size, max(FIRST[form], turns))
     rng.shuffle(held)
     spans = [_put(draft, made) for made in held]
     return draft.sample("scbench/repoqa_alike", _turns(rng, held, spans, turns, form))
@@ -133,7 +142,7 @@ def repoqa_and_kv(rng: random.Random, size: int, turns: int, form: Form) -> Samp
     """`size` functions with a key-value pair after each; questions of both kinds take turns."""
     draft = Draft()
     draft.add("instruction", READ_SMALL if form == "small" else READ)
-    held, taken = _held(rng, size, form), set[str]()
+    held, taken = _held(rng, size, max(FIRST[form], turns)), set[str]()
     rng.shuffle(held)
     spans, pairs = [], []
     for made in held:
@@ -150,8 +159,8 @@ def repoqa_and_kv(rng: random.Random, size: int, turns: int, form: Form) -> Samp
     return draft.sample("scbench/repoqa_and_kv_alike", both[:turns])
 
 
-def _held(rng: random.Random, size: int, form: Form) -> list[Function]:
-    held = list(islice(functions(rng.random(), form), size))
+def _held(rng: random.Random, size: int, first: int) -> list[Function]:
+    held = list(islice(functions(rng.random(), first), size))
     if len(held) < size:  # of a context of more than a million tokens
         raise ValueError(f"the standard library has {len(held)} such functions, not {size}: ask for a shorter context")
     return held

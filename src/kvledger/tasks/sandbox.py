@@ -48,9 +48,14 @@ class Result:
         return self.status == 0
 
 
+def allowed() -> bool:
+    """Whether running model code was asked for."""
+    return os.environ.get(SWITCH) == "1"
+
+
 def check() -> None:
     """ValueError unless running model code was asked for."""
-    if os.environ.get(SWITCH) != "1":
+    if not allowed():
         raise ValueError(
             f"scoring this task runs programs that the model wrote; set {SWITCH}=1 to allow it (in a container or as a user "
             "without secrets), or leave the task out"

@@ -14,7 +14,7 @@ from typing import Any
 
 from kvledger.tasks import functions, metrics, overall, qa, repo, retrieval, scorers, summary
 from kvledger.tasks.base import Task
-from kvledger.tasks.draft import Build, maker
+from kvledger.tasks.draft import Build, maker, roomy
 from kvledger.tasks.scbench_real import SETS
 
 SUITE, MIT = "scbench", "MIT"
@@ -64,7 +64,7 @@ def _alike(name: str, capability: str, metric: str, score: Any, legacy: Any, bui
         suite=SUITE,
         capability=capability,
         metric=metric,
-        make=maker(f"scbench/{name}_alike", build, least),
+        make=roomy(maker(f"scbench/{name}_alike", build, least)),
         score=score,
         legacy=legacy,
         lengths=(LENGTHS[name],),

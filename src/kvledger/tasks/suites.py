@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from kvledger.tasks import sandbox
 from kvledger.tasks.base import Task
 
 PRULONG = "prulong"  # the 21 data sets of arXiv 2506.17121 in 8 categories, from HELMET and LongProc
@@ -39,12 +40,17 @@ def names(tasks: Iterable[Task]) -> list[str]:
 
 
 def members(name: str, tasks: Iterable[Task], real: bool) -> tuple[Task, ...]:
-    """The tasks of a suite: those with published data if `real`, else those that are generated."""
+    """The tasks of a suite: those with published data if `real`, else those that are generated; those that run what a model
+    wrote only where that is allowed."""
     within = [task for task in tasks if (task.category if name == PRULONG else task.suite == name)]
-    return tuple(task for task in within if (task.real if real else task.make) is not None)
+    had = (task for task in within if (task.real if real else task.make) is not None)
+    return tuple(task for task in had if not task.runs_code or sandbox.allowed())
 
 
-LEGEND = "made: generated offline; data: with --data hub or DIR. A suite is what stands before the slash, or prulong."
+LEGEND = (
+    "made: generated offline; data: with --data hub or DIR. A suite is what stands before the slash, or prulong. Tasks scored "
+    f"in a sandbox run what the model wrote, and only where {sandbox.SWITCH}=1 allows it."
+)
 
 
 def facts(task: Task) -> dict[str, object]:

@@ -125,9 +125,7 @@ REAL: tuple[Task, ...] = (
     ),
     *(
         _icl(corpus, licence)
-        for corpus, licence in zip(
-            CORPORA, ("unknown", "unknown", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-4.0"), strict=True
-        )
+        for corpus, licence in zip(CORPORA, ("unknown", "unknown", "CC-BY-4.0", "CC-BY-3.0", "CC-BY-4.0"), strict=True)
     ),
     row(
         name="helmet/narrativeqa",
@@ -194,6 +192,7 @@ ALIKE: tuple[Task, ...] = (
     alike(
         name="helmet/rag_alike",
         capability="RAG",
+        category="RAG",
         make=maker("helmet/rag_alike", passages.rag, lambda turns: max(2, turns)),
         source="after HELMET's RAG",
         **QA,
@@ -201,6 +200,7 @@ ALIKE: tuple[Task, ...] = (
     alike(
         name="helmet/rag_hop_alike",
         capability="RAG",
+        category="RAG",
         make=maker("helmet/rag_hop_alike", passages.rag_hop, lambda turns: max(2, turns)),
         source="after HELMET kilt_hotpotqa",
         **QA,
@@ -208,6 +208,7 @@ ALIKE: tuple[Task, ...] = (
     alike(
         name="helmet/rerank_alike",
         capability="re-rank",
+        category="Rerank",
         make=maker("helmet/rerank_alike", ranked.rerank, lambda turns: len(ranked.GRADES) * turns),
         chance=0.0,
         source="after HELMET msmarco_rerank_psg",
@@ -217,6 +218,7 @@ ALIKE: tuple[Task, ...] = (
     alike(
         name="helmet/icl_alike",
         capability="ICL",
+        category="ICL",
         make=maker("helmet/icl_alike", icl.icl, lambda turns: icl.CLASSES["small"]),
         chance=1 / icl.CLASSES["small"],
         baseline=1 / icl.CLASSES["small"],
@@ -226,6 +228,7 @@ ALIKE: tuple[Task, ...] = (
     alike(
         name="helmet/longqa_alike",
         capability="LongQA",
+        category="LongQA",
         make=maker("helmet/longqa_alike", story.longqa, lambda turns: max(2, turns)),
         source="after HELMET infbench_qa_eng",
         **QA,
@@ -233,6 +236,7 @@ ALIKE: tuple[Task, ...] = (
     alike(
         name="helmet/choice_alike",
         capability="LongQA",
+        category="LongQA",
         make=maker("helmet/choice_alike", story.choice, lambda turns: max(4, turns)),
         baseline=0.25,
         source="after HELMET infbench_choice_eng",
@@ -241,6 +245,7 @@ ALIKE: tuple[Task, ...] = (
     alike(
         name="helmet/summ_alike",
         capability="summarisation",
+        category="Summ",
         make=maker("helmet/summ_alike", story.summary, lambda turns: story.DEEDS["full"] * turns),
         metric="ROUGE-2 F1",
         score=scores.deeds,

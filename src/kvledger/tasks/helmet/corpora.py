@@ -132,16 +132,17 @@ def _label(row: Row, column: str, labels: int) -> int:
 
 
 TREC = ("CogComp/trec", "default/train/0000.parquet", "default/test/0000.parquet")
+TREC_REVISION = "65752bf53af25bc935a0dce92fb5b6c930728450"  # of the converted branch
 CORPORA = (
-    Corpus("trec_coarse", *TREC, "coarse_label", 6, (400, 800, 1600, 3300, 6600)),
-    Corpus("trec_fine", *TREC, "fine_label", 50, (400, 800, 1600, 3200, 6400)),
+    Corpus("trec_coarse", *TREC, "coarse_label", 6, (400, 800, 1600, 3300, 6600), TREC_REVISION),
+    Corpus("trec_fine", *TREC, "fine_label", 50, (400, 800, 1600, 3200, 6400), TREC_REVISION),
     Corpus(
         "banking77", "PolyAI/banking77", "default/train/0000.parquet", "default/test/0000.parquet", "label", 77,
         (360, 720, 1450, 2900, 5900),
     ),
     Corpus(
         "clinic150", "clinc/clinc_oos", "plus/train-00000-of-00001.parquet", "plus/validation-00000-of-00001.parquet",
-        "intent", 151, (440, 880, 1750, 3525, 7050), "main",
+        "intent", 151, (440, 880, 1750, 3525, 7050), "155b9c710419136e17307b80d0a13e68cd46b4ec",
     ),
     Corpus(
         "nlu", "xingkunliuxtracta/nlu_evaluation_data", "default/train/0000.parquet", "", "label", 68,

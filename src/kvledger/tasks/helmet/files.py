@@ -22,6 +22,14 @@ from kvledger.tasks.base import Unfit
 from kvledger.tasks.hub import Data
 
 REPO, TAR, REVISION = "princeton-nlp/HELMET", "data.tar.gz", "dddb209d03e38f1f0faf76d6d05ef4ccf96240ee"
+SHA256 = {  # of files in the tarball's `data`, as others have published them
+    "kilt/nq-train-multikilt_1000_k3_dep6.jsonl": "78ce24e766fa40bb7aa784e41393d67cdf8efef088668c0818554c2da9614bae",
+    "kilt/hotpotqa-train-multikilt_1000_k3_dep3.jsonl": "52bab6190ea5aca655e2816fbbc2388205e8e2a0a6b2ba86551d882bc016cdcc",
+    "msmarco/test_reranking_data_k10_dep3.jsonl": "05e872b2ad2c8fdfb36e82665d1724cbc130ce992d99d765145df76dc2d6ac1f",
+    "kilt/nq-dev-multikilt_1000_k1000_dep6.jsonl": "d39073c4915041e4319d313aa558d9a6cee1571dabdf84a53155abb9fedd342a",
+    "kilt/hotpotqa-dev-multikilt_1000_k1000_dep3.jsonl": "10cfc8abf743a1b9683b6244db7978fbe0af307d88ee0e5f0a8cec2efad92a7d",
+    "msmarco/test_reranking_data_k1000_dep3.jsonl": "2697bac97ad4bdfad5b837824eafaf5df5c92d99341ddb41d766bbb31c26b025",
+}
 SEED = 42
 TIERS = (4096, 8192, 16384, 32768, 65536, 131072)
 SIZES = {  # pairs or passages of a context, by tier
@@ -108,7 +116,7 @@ def table(data: Data, file: str, tokens: int) -> hub.Table:
 
 def _path(data: Data, file: str, tokens: int) -> Path:
     if data.root != "hub" and (Path(data.root) / REPO / file).is_file():
-        return data.path(REPO, file, REVISION)
+        return data.path(REPO, file, REVISION, SHA256.get(file.removeprefix("data/"), ""))
     try:
         tar = data.path(REPO, TAR, REVISION)
     except ValueError as error:

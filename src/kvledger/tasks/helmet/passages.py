@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import random
 
+from kvledger.tasks import facts
 from kvledger.tasks.base import Form, Sample, Turn
 from kvledger.tasks.draft import Draft, Span, stratify
-from kvledger.tasks.helmet import facts
 from kvledger.tasks.helmet.templates import QA_ASK, QA_TASK, passage
 
 RELATIONS = {"small": 2, "full": 4}

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 
+from kvledger.tasks import facts
 from kvledger.tasks.base import Form, Sample, Turn
 from kvledger.tasks.draft import Draft, Span
-from kvledger.tasks.helmet import facts
 from kvledger.tasks.helmet.templates import RERANK_ASK, RERANK_TASK, ranked_passage
 from kvledger.tasks.overall import stratify_apart
 from kvledger.tasks.words import distinct, syllables

@@ -11,10 +11,9 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from kvledger.tasks import retrieval
+from kvledger.tasks import facts, retrieval
 from kvledger.tasks.base import Form, Sample, Turn
 from kvledger.tasks.draft import Build, Draft, Span, stratify
-from kvledger.tasks.helmet import facts
 from kvledger.tasks.helmet.templates import KV_ASK, KV_DEMO
 from kvledger.tasks.ruler.niah import Needles
 from kvledger.tasks.words import distinct, identifier

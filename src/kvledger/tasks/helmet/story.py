@@ -12,9 +12,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from kvledger.tasks import facts
 from kvledger.tasks.base import Form, Sample, Turn
 from kvledger.tasks.draft import Draft, Span, stratify
-from kvledger.tasks.helmet import facts, templates
+from kvledger.tasks.helmet import templates
 from kvledger.tasks.overall import stratify_apart
 from kvledger.tasks.words import distinct
 

@@ -12,28 +12,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from kvledger.tasks.base import CountTokens, Form, Sample
-from kvledger.tasks.draft import Draft, Span, maker, stratify
+from kvledger.tasks.base import Form, Sample
+from kvledger.tasks.draft import Draft, Span, maker, roomy, stratify
 
 Tier = Literal["0.5k", "2k", "8k"]
 CAPS: dict[Tier, int] = {"0.5k": 1024, "2k": 3072, "8k": 10240}
 """Tokens an answer may have, as HELMET sets them."""
-MARGIN = 16  # tokens that an answer may be longer than the reference
 
 
 def capped(name: str, tier: Tier, build: Callable[..., Sample], least: Callable[[int], int]) -> Callable[..., Sample]:
     """`Task.make`: as `draft.maker`; answers may have the published length, or the reference's where that is longer."""
-    make_long = maker(name, build, least)
 
-    def make(seed: int, index: int, tokens: int, count: CountTokens, turns: int = 1, form: Form = "small") -> Sample:
-        sample = make_long(seed, index, tokens, count, turns, form)
-        room = CAPS[tier] if form == "full" else 0
-        caps = [max(room, count(turn.gold) + MARGIN) for turn in sample.turns]
-        return replace(
-            sample, turns=tuple(replace(turn, max_new_tokens=cap) for turn, cap in zip(sample.turns, caps, strict=True))
-        )
+    def limited(rng: random.Random, size: int, turns: int, form: Form) -> Sample:
+        sample, limit = build(rng, size, turns, form), CAPS[tier] if form == "full" else 0
+        return replace(sample, turns=tuple(replace(turn, max_new_tokens=limit) for turn in sample.turns))
 
-    return make
+    return roomy(maker(name, limited, least))
 
 
 def seeded(rng: random.Random) -> random.Random:

@@ -1,7 +1,7 @@
 """LongProc's pseudocode to C++ (arXiv 2501.05414, section 3, after SPoC, arXiv 1906.04908; code Apache-2.0, none of it copied).
 
-People wrote the pseudocode, so there is no generator; the published data come through `real`.  A program scores 1 if it
-passes its first ten tests, each within three seconds.  It is compiled and run in `sandbox`, which has to be switched on.
+People wrote the pseudocode: the published data come through `real`, and `programs.py` makes a look-alike.  A program scores 1
+if it passes its first ten tests, each within three seconds.  It is compiled and run in `sandbox`, which has to be switched on.
 Deviation: every program has a folder of its own (LongProc's share one, named by their text, and overwrite each other).
 """
 

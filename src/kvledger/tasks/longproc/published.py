@@ -26,12 +26,31 @@ from kvledger.tasks.longproc.trip import Search as TripSearch
 from kvledger.tasks.longproc.trip import Trip, procedure
 
 HUB, GITHUB = "PrincetonPLI/LongProc", "princeton-pli/LongProc"
-REVISION = "main"  # neither has a tag; the hash of what was read is part of a record's key
-SHA256 = {
-    "path_traversal_2k.json": "100ca7c5215f275fd2d8686e95616af2a2edcfaa6e713f262b6f90f086322d61",
-    "path_traversal_8k.json": "39ae8ec2adc0cc3ab1e3cdd884a4c6783c88ed5b0cb0312382368ca55c39b0a4",
-    "travel_planning_all.json": "e7d07be7186ea3d964773c872a9116d4eb981ebb3bd4d77826b5c4ba51a2bf5a",
+REVISION = "main"  # neither has a tag: the hub's rows are counted, their hash is noted at the first reading (`sums`)
+COUNTS = {
+    **{f"{task}_{tier}": 200 for task in ("path_traversal", "tom_tracking", "countdown") for tier in CAPS},
+    **{"html_to_tsv_0.5k": 100, "html_to_tsv_2k": 189, "html_to_tsv_8k": 120},
+    **{"pseudo_to_code_0.5k": 199, "pseudo_to_code_2k": 200, "travel_planning_2k": 769, "travel_planning_8k": 239},
 }
+"""Rows of the hub's configs: 3,616 in all."""
+SHA256 = {
+    "countdown/countdown_0.5k.json": "2f0d1095158bcd87e955970cdabbff217dd1493b3e3d4a6439ffe631008965b8",
+    "countdown/countdown_2k.json": "5dbc0320e3fc55ba5627b26a90f8c64a6f0bc44e350b065c6c5da620f9675a43",
+    "countdown/countdown_8k.json": "d026d94ffdc3669396502c8586b812c2f9944365ca538c7ad5dfaad72613938f",
+    "countdown/prompts.yaml": "ac6193f0168e5081343dc1fc8a79078281ddc33b27e7c5729826db1f6aefc396",
+    "html_to_tsv/html_to_tsv_0.5k.json": "ca81580b39201ebf4705c089f2524b6026d39d07a6b86c0e26a3d5ba0615a881",
+    "html_to_tsv/prompts.yaml": "1192cf2432084b49aff6ec8e0f1ed4f8b56f926826849041711b3733d2fe4dbb",
+    "path_traversal/path_traversal_0.5k.json": "8abd1e2f437b8799d697f33cddbbfdbb1eb80ebe9acbb4736bd5de5d8a28fcb7",
+    "path_traversal/path_traversal_2k.json": "100ca7c5215f275fd2d8686e95616af2a2edcfaa6e713f262b6f90f086322d61",
+    "path_traversal/path_traversal_8k.json": "39ae8ec2adc0cc3ab1e3cdd884a4c6783c88ed5b0cb0312382368ca55c39b0a4",
+    "path_traversal/prompts.yaml": "8625b1fe0c77b667b20bb2533b4116192f47aafb9069b0aa2295adb46cc7d685",
+    "tom_tracking/tom_tracking_0.5k.json": "1471e084234821c22f01b22818e0d185d33b717f6ac57505c98bc8b422607b6f",
+    "tom_tracking/prompts.yaml": "1a15f592f722eea0e2e8622de960ea38ee4b594d09a58ecd91704f34db56908b",
+    "travel_planning/prompts.yaml": "69c73829e2677830af5320815c95378b5ae64b725a93f00699a45337cec21ddc",
+    "travel_planning/travel_planning_all.json": "e7d07be7186ea3d964773c872a9116d4eb981ebb3bd4d77826b5c4ba51a2bf5a",
+    "travel_planning/travel_planning_icl_examples.json": "f8a68e4216d0fac50bafe01dc230170621a554ebfb043adbd0afd8f0271cf8b8",
+}
+"""Of a checkout's files, as far as they are known."""
 PARTS = {
     "countdown": ("[Problem]\n", "\nTarget: "),
     "path_traversal": ("[PROBLEM]\n", "\n\nNow find the route from "),
@@ -73,6 +92,10 @@ def _row(data: Data, task: str, tier: Tier, index: int) -> Row:
     file = f"{task}_all.json" if task == "travel_planning" else f"{task}_{tier}.json"
     path = _data(data, task, file) if shipped else data.path(HUB, _hub_file(data, f"{task}_{tier}"), REVISION)
     rows = table(path)
+    if data.root == "hub" and len(rows) != COUNTS[f"{task}_{tier}"]:
+        raise ValueError(
+            f"{task}_{tier} of {HUB} has {len(rows)} rows, published were {COUNTS[f'{task}_{tier}']}: this is another edition"
+        )
     chosen = [i for i, row in enumerate(rows) if _in_tier(row, path, task, tier)] if shipped else range(len(rows))
     if index >= len(chosen):
         raise Unfit(f"longproc/{task}_{tier} has {len(chosen)} rows, no row {index}")
@@ -81,7 +104,7 @@ def _row(data: Data, task: str, tier: Tier, index: int) -> Row:
 
 
 def _data(data: Data, task: str, file: str) -> Path:
-    return data.path(GITHUB, f"data/{task}/{file}", REVISION, SHA256.get(file, ""))
+    return data.path(GITHUB, f"data/{task}/{file}", REVISION, SHA256.get(f"{task}/{file}", ""))
 
 
 def _hub_file(data: Data, config: str) -> str:

@@ -1,7 +1,8 @@
-"""The rows of RULER (arXiv 2404.06654): needles in a haystack, variable tracking, word counting. Generated at any length.
+"""The rows of RULER's 13 tasks (arXiv 2404.06654): needles in a haystack, variable tracking, word counting, question answering.
 
-RULER's two QA tasks need SQuAD and HotpotQA and are left out.  Chance is the score of an answer of the right shape that
-was picked without reading, in the small form.
+All but question answering are generated as published, at any length.  That needs SQuAD and HotpotQA, which come with `--data`;
+look-alikes stand in for it.  Chance is the score of an answer of the right shape that was picked without reading, in the
+small form.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from functools import partial
 from kvledger.tasks import scorers
 from kvledger.tasks.base import Score, Task
 from kvledger.tasks.draft import maker
-from kvledger.tasks.ruler import counting, tracking
-from kvledger.tasks.ruler.matching import string_match_all, value_set, words_named
+from kvledger.tasks.ruler import counting, questions, tracking
+from kvledger.tasks.ruler.matching import answered, string_match_all, string_match_part, value_set, words_named
 from kvledger.tasks.ruler.niah import Needles
 
 LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072)
@@ -44,6 +45,36 @@ def _needles(spec: Needles) -> Task:
         chance=(4 / 90 if spec.plural else 1 / 90) if digits else 0.0,
         baseline=(4 / 90 if spec.plural else 1 / 90) if digits else 0.0,
         source=f"RULER {spec.task.removeprefix('ruler/')}",
+    )
+
+
+def _questions(name: str, hops: int, source: str) -> tuple[Task, Task]:
+    """RULER's QA as published, and its look-alike."""
+    qa = partial(
+        row,
+        capability="question answering",
+        metric="answer named",
+        score=answered,
+        legacy=string_match_part,
+        chance=0.0,
+    )
+    alike = f"ruler/{name}_alike"
+    return (
+        qa(
+            name=f"ruler/{name}",
+            make=None,
+            real=questions.published(name),
+            rows=100,
+            turns=1,
+            source=f"RULER {name} ({source}), from HELMET's tarball",
+            licence="CC-BY-SA-4.0",
+        ),
+        qa(
+            name=alike,
+            make=maker(alike, questions.qa(alike, hops), lambda turns: max(2, turns)),
+            source=f"after RULER {name}",
+            licence="own",
+        ),
     )
 
 
@@ -79,4 +110,6 @@ ROWS: tuple[Task, ...] = (
         turns=1,
         source="RULER frequent words extraction",
     ),
+    *_questions("qa_1", 1, "SQuAD"),
+    *_questions("qa_2", 2, "HotpotQA"),
 )

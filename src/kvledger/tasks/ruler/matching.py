@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 
-from kvledger.tasks.scorers import Golds
+from kvledger.tasks.metrics import answer_in
+from kvledger.tasks.scorers import Golds, first_line
 
 TOKEN = re.compile(r"[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*")
 READ = 100_000  # characters; the longest list asked for has some hundred
@@ -29,6 +30,11 @@ def string_match_part(prediction: str, golds: Golds) -> float:
     """RULER's score of QA: 1 if any of the golds occurs in the prediction, case ignored."""
     said = prediction.lower()
     return float(any(gold.lower() in said for gold in golds))
+
+
+def answered(prediction: str, golds: Golds) -> float:
+    """1 if one of the golds stands, in whole words, in the first line of the prediction that has text."""
+    return answer_in(first_line(prediction), golds)
 
 
 def value_set(prediction: str, golds: Golds) -> float:
