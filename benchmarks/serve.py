@@ -1,8 +1,9 @@
 """A server under load, with its memory: many small requests, conversations over one long context, a flood, clients that leave.
 
-The server is a process of its own (`kvledger serve`), its resident memory read from /proc (Linux). Ends with status 1 if
-answers are not those of `Session.ask`, if the server holds more than its bound, if a flood gets anything but 200 and 429, or if
-memory grew by more than --slack MB over the small requests, after half as many that fill the stores.
+The server is a process of its own (`kvledger serve`), its resident memory read from /proc (Linux); OpenAI's own client asks
+(`pip install openai`). Ends with status 1 if answers are not those of `Session.ask`, if the server holds more than its bound,
+if a prompt past the limit or a flood gets anything but its error, or if memory grew by more than --slack MB over the small
+requests, after half as many that fill the stores.
 
     OMP_NUM_THREADS=1 python benchmarks/serve.py
 """
@@ -14,7 +15,6 @@ import contextlib
 import http.client
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -25,12 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
+
 import kvledger as kv
 from kvledger.serve.request import bytes_of
 from kvledger.tasks import get
 from kvledger.tasks.base import Sample
 
-PATH = "/v1/chat/completions"
 CHUNK = 512
 
 
@@ -41,14 +42,17 @@ class Server:
     process: subprocess.Popen[str]
     port: int
 
-    def post(self, messages: list[dict[str, Any]], **fields: Any) -> tuple[int, Any]:
-        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-        body = json.dumps({"model": "zoo", "messages": messages, **fields})
-        line.request("POST", PATH, body, {"Content-Type": "application/json"})
-        reply = line.getresponse()
-        found = reply.status, json.loads(reply.read())
-        line.close()
-        return found
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=300)
+
+    def ask(self, client: openai.OpenAI, messages: list[Any], **fields: Any) -> tuple[str, Any]:
+        """What came of a request: the answer, or the code of its error; and its usage."""
+        try:
+            reply = client.chat.completions.create(model="zoo", messages=messages, **fields)
+        except openai.APIStatusError as error:
+            return f"{error.status_code} {error.code}", None
+        return reply.choices[0].message.content or "", reply.usage
 
     def health(self) -> dict[str, Any]:
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
@@ -93,25 +97,22 @@ def wanted(sample: Sample, recipe: str) -> list[str]:
 
 def converse(here: Server, sample: Sample) -> tuple[list[str], list[Any]]:
     """A conversation of all turns: answers and usages."""
-    messages: list[dict[str, Any]] = []
-    usages = []
+    client, messages, usages = here.client, [], []
     for i, turn in enumerate(sample.turns):
         parts = [sample.text, turn.question] if i == 0 else [turn.question]
         messages.append({"role": "user", "content": [{"type": "text", "text": part} for part in parts]})
-        status, reply = here.post(messages, max_tokens=8)
-        assert status == 200, reply
-        usages.append(reply["usage"])
-        messages.append({"role": "assistant", "content": reply["choices"][0]["message"]["content"]})
+        answer, usage = here.ask(client, messages, max_tokens=8)
+        usages.append(usage)
+        messages.append({"role": "assistant", "content": answer})
     return [message["content"] for message in messages[1::2]], usages
 
 
-def leave(port: int, messages: list[dict[str, Any]]) -> None:
+def leave(here: Server, messages: list[Any]) -> None:
     """Ask for a long answer, and hang up."""
-    body = json.dumps({"model": "zoo", "messages": messages, "stream": True, "max_tokens": 512, "temperature": 2})
-    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port)) as line:
-        line.sendall((head + body).encode())
-        line.recv(32)
+    more: Any = {"stream": True, "max_tokens": 512, "temperature": 2}
+    stream = here.client.chat.completions.create(model="zoo", messages=messages, **more)
+    next(iter(stream))
+    stream.close()
 
 
 def small(i: int) -> list[dict[str, Any]]:
@@ -122,7 +123,7 @@ def settled(here: Server) -> float:
     """Resident memory, once nothing is left to do."""
     while here.health()["waiting"]:
         time.sleep(0.05)
-    here.post(small(0), max_tokens=1)
+    here.ask(here.client, small(0), max_tokens=1)
     return here.resident
 
 
@@ -145,20 +146,31 @@ def conversations(here: Server, sample: Sample, mine: list[str], clients: int) -
 
 def requests(here: Server, count: int) -> float:
     """MB by which memory grew over `count` small requests."""
+    client = here.client
     for i in range(count // 2):
-        here.post(small(i), max_tokens=4)
+        here.ask(client, small(i), max_tokens=4)
     before = report(f"{count // 2} small requests that fill the stores", here)
     for i in range(count):
-        here.post(small(count + i), max_tokens=4)
+        here.ask(client, small(count + i), max_tokens=4)
     return report(f"{count} more", here) - before
+
+
+def past(here: Server) -> bool:
+    """Whether prompts past the model's positions are told so."""
+    long = [{"role": "user", "content": "the key is kolu and " * 4000}]
+    found = {here.ask(here.client, long)[0] for _ in range(20)}
+    report(f"20 prompts past the limit: {', '.join(found)}", here)
+    return found == {"400 context_length_exceeded"}
 
 
 def flood(here: Server) -> bool:
     """Whether all of 200 requests at once are answered, or told to come back."""
+    client = here.client
     with ThreadPoolExecutor(100) as pool:
-        statuses = Counter(status for status, _ in pool.map(lambda i: here.post(small(i)), range(200)))
-    report(f"a flood of 200: {dict(statuses)}", here)
-    return set(statuses) == {200, 429}
+        replies = list(pool.map(lambda i: here.ask(client, small(i), max_tokens=64), range(200)))
+    found = Counter("answered" if usage is not None else text for text, usage in replies)
+    report(f"a flood of 200: {', '.join(f'{n} {what}' for what, n in found.items())}", here)
+    return set(found) == {"answered", "429 queue_full"}
 
 
 def main() -> None:
@@ -178,9 +190,10 @@ def main() -> None:
         alike = conversations(here, sample, mine, options.clients)
         grown = requests(here, options.requests)
         for _ in range(20):
-            leave(here.port, small(7))
+            leave(here, small(7))
         report("20 clients that left in the middle of an answer", here)
-        proper, state = flood(here), here.health()
+        proper = past(here) and flood(here)
+        state = here.health()
     held = state["context_bytes"] + state["conversation_bytes"]
     print(f"answers alike: {alike}; grown by {grown:.1f} MB; stores hold {held / 1e6:.1f} MB")
     if not alike or not proper or grown > options.slack or held > bytes_of(options.memory):

@@ -47,6 +47,10 @@ transformers stands at the end, written by the same command run with that.
   of the cache and, beside weights and buffers, of the model finds, other layers included.
 - **fork**: a fork that goes on leaves its origin as it was.
 
+Types with a state are also tested in conversation (`tests/hf/test_models_turns.py`): questions, forks, gold answers and a
+session opened again from a file have the logits of the whole text read at once. Bamba takes the tokens of each forward for the
+first ones unless it is told their positions; kvledger tells it.
+
 Encoders that transformers lists as causal are run as decoders (`is_decoder`); models that wrap a language model with an encoder
 of other inputs (Gemma 3, Llama 4) are given text. **refused**: `open` and `attach` raise a ValueError that says why; nothing
 runs dense behind the user's back. **not tried**: more than a language model.

@@ -16,7 +16,6 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 import kvledger as kv
-from kvledger.hf import cache as caches
 from kvledger.hf.hybrid import states
 from kvledger.hf.session import Session
 from kvledger.records import Record, read
@@ -123,33 +122,6 @@ def test_chunks_that_would_be_forgotten_are_refused_before_any_work(tmp_path: Pa
     with pytest.raises(ValueError, match="chunk=0"):
         play(saved("jamba", tmp_path / "model"), tmp_path, 64)
     assert not (tmp_path / "records").exists()
-
-
-def dense(model: Any, ids: list[int]) -> torch.Tensor:
-    """Logits of the last token, of a model read in one forward without a cache."""
-    with torch.inference_mode():
-        return model(torch.tensor([ids]), use_cache=False).logits[0, -1]
-
-
-@pytest.mark.parametrize("kind", BARE)
-def test_turns_and_forks_of_a_state_continue_the_text(kind: str) -> None:
-    model, tokenizer = models.model(kind), tiny.tokenizer()
-    session = kv.open(model, tokenizer, "full")
-    session.read(tiny.text(20))
-    twin = session.fork()
-    ids = [1, *tiny.ids(20)[0].tolist()]
-    for number, one in ((1, session), (2, twin), (3, session)):
-        question = tiny.ids(4, seed=number)[0].tolist()
-        told = one.ask(" ".join(f"w{i}" for i in question), 5, gold="w5 w6")
-        text = [*(ids if one is session else ids[:21]), *question]
-        assert one.tokens == len(text)
-        for word in told.split():
-            expected = dense(model, text)
-            assert int(expected.argmax()) == tokenizer.convert_tokens_to_ids(word)
-            text.append(int(expected.argmax()))
-        if one is session:
-            ids += [*question, 5, 6]
-    assert one.run is caches.run_of(one.cache)
 
 
 def test_a_state_in_modules_is_each_sessions_own() -> None:

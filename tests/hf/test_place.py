@@ -68,7 +68,7 @@ def test_offloaded_layers_answer_as_those_in_memory(recipe: str) -> None:
 
 
 def test_accelerate_itself() -> None:
-    accelerate = pytest.importorskip("accelerate")
+    accelerate = pytest.importorskip("accelerate", reason="needs the extra: pip install 'kvledger[devices]'")
     whole = model_of()
     expected, print_of = answers(whole, "criticalkv(keep=0.3)"), fingerprint(whole)
     away = accelerate.cpu_offload(whole, execution_device=torch.device("cpu"))
@@ -113,8 +113,8 @@ def quantisers() -> list[Any]:
 @pytest.mark.parametrize("package, config", quantisers())
 def test_quantised_weights_just_work(package: str, config: Any, tmp_path: Path) -> None:
     """The same answers as transformers' own cache gives, and a cache that is smaller by what was asked."""
-    pytest.importorskip(package)
-    pytest.importorskip("accelerate")
+    pytest.importorskip(package, reason=f"needs {package}: pip install {package}")
+    pytest.importorskip("accelerate", reason="needs the extra: pip install 'kvledger[devices]'")
     model_of().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     model, _ = load(str(tmp_path), device="cpu", quantization=config())
@@ -127,3 +127,29 @@ def test_quantised_weights_just_work(package: str, config: Any, tmp_path: Path) 
     with kv.attach(model, "snapkv(keep=0.5)") as attached:
         tiny.generated(model, ids, 5)
         assert attached.ledger.footprint < 0.95
+
+
+def test_layers_on_disk_answer_as_those_in_memory(tmp_path: Path) -> None:
+    """A `device_map` over the host and the disk, as a model gets that is larger than all memory."""
+    pytest.importorskip("accelerate", reason="needs the extra: pip install 'kvledger[devices]'")
+    whole = model_of()
+    expected, print_of = answers(whole, "adakv(keep=0.3)"), fingerprint(whole)
+    whole.save_pretrained(tmp_path)
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}
+    places |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    spread = type(whole).from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "away", dtype="float32")
+    spread.generation_config.eos_token_id = None
+    assert spread.eval().model.layers[1].mlp.up_proj.weight.is_meta
+    assert home(spread) == layer_home(spread, 1) == torch.device("cpu")
+    assert fingerprint(spread) == print_of
+    assert answers(spread, "adakv(keep=0.3)") == expected
+
+
+def test_auto_spreads_what_a_name_says(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="needs the extra: pip install 'kvledger[devices]'")
+    whole = model_of()
+    whole.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    spread, _ = load(str(tmp_path), device="auto", dtype="float32")
+    spread.generation_config.eos_token_id = None
+    assert answers(spread, "snapkv(keep=0.3)") == answers(whole, "snapkv(keep=0.3)")

@@ -19,6 +19,7 @@ from kvledger.hf.chat import Chat
 from kvledger.hf.load import load
 from kvledger.hf.session import open_session
 from kvledger.hf.watcher import Watcher, held_rows
+from kvledger.records import claim
 from kvledger.run import drift
 from kvledger.tasks import get
 
@@ -177,6 +178,13 @@ def test_the_command_shows_what_it_measured(tiny: Path, tmp_path: Path, capsys: 
     assert {line["cell"] for line in lines(out)} == keys  # so that measures and scores find one another
     assert main(["drift", *same, "--out", str(out), "--scores", str(tmp_path)]) == 2
     assert "no scores in" in capsys.readouterr().err
+
+
+def test_measures_of_other_versions_are_not_mixed(tiny: Path, tmp_path: Path) -> None:
+    claim(tmp_path, "kvledger 0.0, torch 1.0")
+    with pytest.raises(ValueError, match=r"made with kvledger 0.0, torch 1.0; here is kvledger"):
+        drift.measure(options(tmp_path, tiny))
+    assert not drift.path_of(tmp_path).exists()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pytest
 from kvledger.cli import main
 from kvledger.critical.search import UNDEFINED, Aim
 from kvledger.recipe import parse
-from kvledger.records import Cell, Record, read
+from kvledger.records import Cell, Record, claim, read
 from kvledger.run.plan import conversation, plan, price
 from kvledger.run.search import FULL, Quest, Search, ladder, open_field, pursue, quests
 from kvledger.run.sweep import Grid, sweep
@@ -100,6 +100,14 @@ def test_what_a_grid_has_left_is_not_played_again(tmp_path: Path) -> None:
     assert sweep(grid, tmp_path, lambda now: None, lambda line: None) == 2 * 19 * 8 * 2
     assert played(search, tmp_path)[0] == 0
     assert played(search_for(columns={"both": (KV, SHOTS)}), tmp_path)[0] == 0, "nor for another question"
+
+
+@pytest.mark.usefixtures("pretended")
+def test_records_of_other_versions_are_not_mixed(tmp_path: Path) -> None:
+    claim(tmp_path, "kvledger 0.0, torch 1.0")
+    with pytest.raises(ValueError, match=r"made with kvledger 0.0, torch 1.0; here is pretended"):
+        played(search_for(), tmp_path)
+    assert not list((tmp_path / "records").glob("*.jsonl"))
 
 
 @pytest.mark.usefixtures("pretended")

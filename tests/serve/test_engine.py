@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import models
 import pytest
 import tiny
 import torch
-from serving import NEW, QUESTIONS, SNAP, answered, conversation, engine, first, request, session
+from serving import CONTEXT, NEW, QUESTIONS, SNAP, answered, conversation, engine, first, request, session
 
+import kvledger as kv
+from kvledger.serve.engine import Engine
 from kvledger.serve.talk import Stopped, Voice, picker
 
 # ---- answers -----------------------------------------------------------------------------------------------------
@@ -143,3 +146,24 @@ def test_a_voice_holds_back_half_characters_and_half_stop_strings() -> None:
     with pytest.raises(Stopped, match="stop string") as stopped:
         voice.hear(5)
     assert "".join(told) == stopped.value.text == "a<stbaaaa"
+
+
+@pytest.mark.parametrize("kind, chunk", [("mamba2", 16), ("bamba", 16), ("qwen3_next", 16), ("jamba", 0)])
+def test_models_with_a_state_hold_conversations(kind: str, chunk: int) -> None:
+    """A state takes the same bytes whatever is said, so that no row says how long an answer may be."""
+    model = models.model(kind)
+    alone = kv.open(model, tiny.tokenizer(True), "full", chunk)
+    alone.read(CONTEXT)
+    made = Engine(model, tiny.tokenizer(True), "full", chunk=chunk, answer=NEW, share=1)
+    try:
+        found, again = conversation(made, QUESTIONS[:3]), conversation(made, QUESTIONS[:1])
+    finally:
+        made.close()
+    assert [done.text for done in found] == [alone.ask(question, NEW) for question in QUESTIONS[:3]]
+    assert again[0].text == found[0].text
+    assert again[0].cached_tokens > 60
+
+
+def test_chunks_that_a_model_would_forget_are_refused_when_it_is_served() -> None:
+    with pytest.raises(ValueError, match="chunk=0"):
+        Engine(models.model("jamba"), tiny.tokenizer(True), "full", chunk=16)

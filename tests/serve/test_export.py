@@ -119,7 +119,7 @@ def test_gates_become_settings_with_what_they_cost(
     settings = json.loads((tmp_path / "vllm.json").read_text())
     assert words[:3] == ["vllm", "serve", "zoo"]
     assert json.loads(words[words.index("--hf-overrides") + 1]) == settings["hf_overrides"]
-    assert words[-2:] == ["--kv-cache-dtype", "int8_per_token_head"]
+    assert words[5:] == ["--kv-cache-dtype", "int8_per_token_head"]
     rounding = settings["rounding"]
     assert f"24 KV heads: {rounding['opened']} with a window become full, {rounding['closed']} full ones" in shown[0]
     ways = settings["measured"]["ways"]
@@ -130,6 +130,13 @@ def test_gates_become_settings_with_what_they_cost(
     assert "int8" in ways[3]["recipe"]
     full = [full for full in rounding["layers"] if full]
     assert settings["hf_overrides"]["layer_types"].count("full_attention") == len(full)
+
+
+def test_types_whose_code_in_vllm_knows_one_kind_of_layer_run_on_transformers() -> None:
+    settings = {"model": "m", "hf_overrides": {"sliding_window": 8}}
+    assert "--model-impl" not in export.command({**settings, "model_impl": "auto"})
+    assert export.command({**settings, "model_impl": "transformers"})[-2:] == ["--model-impl", "transformers"]
+    assert not {"qwen2", "qwen3"} & {*export.NATIVE}
 
 
 def test_a_format_alone_and_parts_that_are_not_expressed(

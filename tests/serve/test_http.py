@@ -1,58 +1,18 @@
-"""The endpoint as clients see it: OpenAI's own, and ones that misbehave. A real server on a port of its own."""
+"""The endpoint as HTTP has it: shapes, mistakes, clients that leave, a flood. A real server on a port of its own."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any
 
 import pytest
 import tiny
+from serving import NEW, PATH, QUESTIONS, SNAP, body, health, idle, post, server, session, slow, small
 
-import kvledger as kv
-from kvledger.serve.command import listen
-from kvledger.serve.engine import Engine
-from kvledger.tasks import get
-
-uvicorn = pytest.importorskip("uvicorn", reason="serving needs the extra: pip install 'kvledger[serve]'")
+pytest.importorskip("uvicorn", reason="serving needs the extra: pip install 'kvledger[serve]'")
 pytest.importorskip("starlette", reason="serving needs the extra: pip install 'kvledger[serve]'")
-
-CONTEXT = tiny.text(60, seed=1)
-QUESTION = tiny.text(4, seed=20)
-PATH = "/v1/chat/completions"
-
-
-@contextlib.contextmanager
-def server(engine: Engine, name: str = "m", key: str = "") -> Iterator[int]:
-    """The port of a running server."""
-    from kvledger.serve.app import build
-
-    place = listen("127.0.0.1", 0, "")
-    running = uvicorn.Server(uvicorn.Config(build(engine, name, key), log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [place]})
-    thread.start()
-    try:
-        yield place.getsockname()[1]
-    finally:
-        running.should_exit = True
-        thread.join(30)
-        place.close()
-
-
-def small(**options: Any) -> Engine:
-    return Engine(
-        tiny.model(),
-        tiny.tokenizer(True),
-        "snapkv(keep=0.4, window=4)",
-        **{"chunk": 16, "answer": 5, "share": 1, **options},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -61,33 +21,8 @@ def port() -> Iterator[int]:
         yield port
 
 
-def body(**fields: Any) -> bytes:
-    content = [{"type": "text", "text": text} for text in (CONTEXT, QUESTION)]
-    return json.dumps({"model": "m", "messages": [{"role": "user", "content": content}], **fields}).encode()
-
-
-def post(port: int, data: bytes, path: str = PATH, method: str = "POST", **headers: str) -> tuple[int, Any, Any]:
-    """(status, body, headers)"""
-    line = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    line.request(method, path, data or None, {"Content-Type": "application/json", **headers})
-    reply = line.getresponse()
-    text = reply.read()
-    line.close()
-    return (
-        reply.status,
-        json.loads(text) if reply.headers["content-type"] == "application/json" else text,
-        reply.headers,
-    )
-
-
-def health(port: int) -> Any:
-    return post(port, b"", "/health", "GET")[1]
-
-
 def answer() -> str:
-    session = kv.open(tiny.model(), tiny.tokenizer(True), "snapkv(keep=0.4, window=4)", chunk=16)
-    session.read(CONTEXT)
-    return str(session.ask(QUESTION, 5))
+    return str(session(SNAP).ask(QUESTIONS[0], NEW))
 
 
 # ---- well-behaved clients ----------------------------------------------------------------------------------------
@@ -130,55 +65,6 @@ def test_models_and_health(port: int) -> None:
     assert before["status"] == "ok"
 
 
-def ask(client: Any, messages: list[Any], text: Any, stream: bool) -> Any:
-    """One more turn; returns its usage."""
-    messages.append({"role": "user", "content": text})
-    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    reply = client.chat.completions.create(model="zoo", messages=messages, max_tokens=8, **options)
-    if stream:
-        chunks = list(reply)
-        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-        usage = chunks[-1].usage
-    else:
-        said, usage = reply.choices[0].message.content, reply.usage
-    messages.append({"role": "assistant", "content": said})
-    return usage
-
-
-@pytest.mark.parametrize("recipe, tokens, clients", [("full", 400, 3), ("snapkv(keep=0.3)", 400, 2)])
-def test_the_stock_client_holds_conversations_of_five_turns_over_one_context(
-    recipe: str, tokens: int, clients: int
-) -> None:
-    openai = pytest.importorskip("openai", reason="needs OpenAI's client: pip install openai")
-    model, tokenizer = kv.load("zoo")
-
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    sample = get("scbench/kv").make(seed=1, index=0, tokens=tokens, count=count, turns=5, form="small")
-    session = kv.open(model, tokenizer, recipe, chunk=256)
-    session.read(sample.text)
-    wanted = [session.ask(turn.question, 8) for turn in sample.turns]
-
-    def converse(stream: bool) -> tuple[list[str], list[Any]]:
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
-        texts: list[Any] = [turn.question for turn in sample.turns]
-        texts[0] = [{"type": "text", "text": text} for text in (sample.text, texts[0])]
-        messages: list[Any] = []
-        usages = [ask(client, messages, text, stream) for text in texts]
-        return [message["content"] for message in messages[1::2]], usages
-
-    with server(Engine(model, tokenizer, recipe, chunk=256), "zoo") as port, ThreadPoolExecutor(clients) as pool:
-        found = list(pool.map(converse, [i % 2 == 1 for i in range(clients)]))
-        state = health(port)
-    assert [texts for texts, _ in found] == [wanted] * clients
-    assert (state["contexts_read"], state["context_hits"]) == (1, clients - 1)
-    for _, usages in found:
-        for before, usage in pairwise(usages):
-            assert usage.prompt_tokens_details.cached_tokens >= before.prompt_tokens
-            assert usage.kv_bytes > 0
-
-
 # ---- others ------------------------------------------------------------------------------------------------------
 
 
@@ -214,15 +100,6 @@ def test_a_key_is_asked_for_where_one_is_set() -> None:
         assert health(port)["status"] == "ok"
 
 
-@contextlib.contextmanager
-def slow(seconds: float) -> Iterator[None]:
-    handle = tiny.model().register_forward_pre_hook(lambda *_: time.sleep(seconds))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def leave(port: int, data: bytes, read: int = 0) -> None:
     """Send a request, read some of the answer and hang up."""
     with socket.create_connection(("127.0.0.1", port)) as line:
@@ -232,16 +109,6 @@ def leave(port: int, data: bytes, read: int = 0) -> None:
         line.sendall(head.encode() + data)
         if read:
             line.recv(read)
-
-
-def idle(port: int, engine: Engine) -> bool:
-    """Whether the server has nothing to do any more, within a few seconds."""
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        if not engine.waiting and engine._now is None:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -21,6 +22,11 @@ from kvledger.hf.hybrid import states
 from kvledger.hf.place import stored
 from kvledger.hf.probing import ask, choose
 
+OWN_CODE = (
+    "it comes with code of its own, which kvledger does not run: load it yourself (trust_remote_code=True), and hand model and "
+    "tokenizer to kvledger.open"
+)
+
 
 def load(name: str, dtype: str = "auto", device: str = "", quantization: Any = None) -> tuple[Any, Any]:
     """Model (in eval mode, set to our attention) and tokenizer of "zoo" (embedded), a folder or a hub id.
@@ -28,20 +34,21 @@ def load(name: str, dtype: str = "auto", device: str = "", quantization: Any = N
     dtype: "auto" takes the checkpoint's, and float32 for the embedded model on a CPU. device: "" takes a GPU if there is one,
     "auto" spreads the layers over all devices and, if need be, the host (by accelerate, the extra "devices"); a layer's cache
     is where the layer computes. quantization: a config of transformers (BitsAndBytesConfig, TorchAoConfig), handed on as it is;
-    checkpoints that are quantised already need none.
+    checkpoints that are quantised already need none. Code that comes with a checkpoint is not run. ValueError for what cannot
+    be loaded, or not as a whole.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     embedded = name == "zoo"
     path = str(zoo.path()) if embedded else name
     wanted = "float32" if embedded and dtype == "auto" and device == "cpu" else dtype
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         where = _where(path, device, quantization)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, **where)
+        model = _whole(path, dtype=wanted, **where)
     except ImportError as error:
         raise ValueError(f"the model {name!r} needs a package that is not installed: {_first_line(error)}") from error
-    except (OSError, ValueError) as error:
-        reason = _first_line(error)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = OWN_CODE if "trust_remote_code" in str(error) else _first_line(error)
         raise ValueError(f"cannot load the model {name!r} (choices: 'zoo', a folder, a hub id): {reason}") from error
     ready: Any = model.eval()
     ready = ready if where else ready.to(device)
@@ -49,11 +56,23 @@ def load(name: str, dtype: str = "auto", device: str = "", quantization: Any = N
     return ready, tokenizer
 
 
+def _whole(path: str, **options: Any) -> Any:
+    """The model. ValueError if the checkpoint lacks weights, which transformers would draw at random."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, trust_remote_code=False, output_loading_info=True, **options
+    )
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"its checkpoint lacks the weights {', '.join(missing[:3])}{more}")
+    return model
+
+
 def _where(path: str, device: str, quantization: Any) -> dict[str, Any]:
     """Options for transformers where the weights must not be moved once they are loaded: spread out, or quantised."""
     if device == "auto" and importlib.util.find_spec("accelerate") is None:
         raise ImportError("pip install 'kvledger[devices]' (accelerate) spreads a model over devices")
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     quantised = quantization is not None or getattr(config, "quantization_config", None) is not None
     if device != "auto" and not quantised:
         return {}
@@ -103,8 +122,8 @@ def attach(model: PreTrainedModel, recipe: Any, tokenizer: Any = None) -> Iterat
     """Inside the block every fresh cache of `model` follows `recipe`, whoever calls it: `model.generate(...)`, a pipeline.
 
     The first forward of several tokens is taken for the whole prompt. Methods that read it a second time (kvzip) need the
-    model's `tokenizer`, and prompts given as `input_ids`. Nothing is left on the model: its attention name is put
-    back, and a cache made inside is of use only in a block again.
+    model's `tokenizer`, and prompts given as `input_ids`. Nothing is left on the model that other caches would notice: its
+    attention name is put back, and a cache made inside is of use only in a block again.
     """
     attached, before, name = Attached(), model.config._attn_implementation, caches.argument(model)
     resolved = caches.resolve(recipe)

@@ -1,9 +1,10 @@
 """Recurrent layers are left to transformers, and some of them forget: Jamba's start from nothing whenever several tokens arrive
 at once, so that a chunk, or a question, would be read as if no prompt came before it. Others keep their state where all prompts
-share it."""
+share it, or count the positions of each forward from zero."""
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,13 @@ def state_of(cache: Cache) -> Tensor | None:
 
 def carry_states(model: Any, cache: Cache) -> None:
     """RecurrentGemma keeps its states in its modules, one for all prompts: let each of our caches have its own, put there for
-    a forward and taken back. Nothing is changed for other caches. ValueError if `cache` has no place for them."""
+    a forward and taken back. Bamba's positions are told, where nobody else does. Nothing is changed for other caches.
+    ValueError if `cache` has no place for the states."""
+    stateful = any(hasattr(layer, "conv_states") for layer in cache.layers)
+    places = "position_ids" in inspect.signature(model.forward).parameters
+    if stateful and places and not hasattr(model, "_kvledger_tells"):
+        model.register_forward_pre_hook(_tell, with_kwargs=True)
+        model._kvledger_tells = True
     blocks = [module for module in model.modules() if hasattr(module, "conv1d_state") and hasattr(module, "rg_lru")]
     if len(blocks) > sum(hasattr(layer, "conv_states") for layer in cache.layers):
         raise ValueError(f"{model.config.model_type!r} has states that this transformers gives no place in its cache")
@@ -55,6 +62,48 @@ def _take(i: int, block: Any, args: Any, kwargs: dict[str, Any], out: Any) -> No
     if (layer := _seat(i, kwargs)) is not None:
         layer.conv_states[0], layer.recurrent_states[0] = block.conv1d_state, block.rg_lru.recurrent_states
         block.conv1d_state = block.rg_lru.recurrent_states = None
+
+
+def _tell(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Say where the tokens stand that a cache of ours is given, to a model that would count them from zero."""
+    from kvledger.hf.cache import arenas, installed
+
+    cache, told = kwargs.get("past_key_values"), len(args) > 1 or kwargs.get("position_ids") is not None
+    if cache is None or told or not installed(cache):
+        return None
+    given = (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+    ids = next(x for x in given if x is not None)
+    seen = arenas(cache)[0].columns if arenas(cache) else 0
+    if not seen or not counts_anew(model):
+        return None
+    return args, {**kwargs, "position_ids": torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]}
+
+
+def counts_anew(model: Any) -> bool:
+    """Whether the model takes a token for the first one whatever its cache has seen (Bamba), unless it is told its place. Found
+    out once a model, by a few forwards of one token."""
+    if not hasattr(model, "_kvledger_counts"):
+        model._kvledger_counts = False  # of the trial itself
+        try:
+            untold, first, second = (_second_token(model, told) for told in (None, 0, 1))
+            model._kvledger_counts = torch.equal(untold, first) and not torch.equal(untold, second)
+        except BaseException:
+            del model._kvledger_counts
+            raise
+    return bool(model._kvledger_counts)
+
+
+@torch.inference_mode()
+def _second_token(model: Any, place: int | None) -> Tensor:
+    """Logits of a token after another one, told its place or not."""
+    from kvledger.hf.cache import new_cache, run_of
+
+    cache = new_cache(model, "full")
+    run_of(cache).auto = False
+    ids = torch.tensor([[1, 2]], device=home(model))
+    model(input_ids=ids[:, :1], use_cache=True, past_key_values=cache)
+    told = {} if place is None else {"position_ids": torch.full_like(ids[:, :1], place)}
+    return model(input_ids=ids[:, 1:], use_cache=True, past_key_values=cache, **told).logits  # type: ignore[no-any-return]
 
 
 def restarts(model: Any) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kvledger.cache.ledger import LayerBook, Step
 from kvledger.hf import cache as caches
-from kvledger.hf.hybrid import states
+from kvledger.hf.hybrid import STATE
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.load import fingerprint
 from kvledger.hf.place import layer_home
@@ -32,8 +32,15 @@ from kvledger.hf.place import layer_home
 if TYPE_CHECKING:
     from kvledger.hf.session import Session
 
-FORMAT = "kvledger-session-2"
+FORMAT = "kvledger-session-3"
 SCALARS = (int, float, bool, str, type(None))
+NUMBERED = (
+    *STATE,
+    "is_conv_states_initialized",
+    "is_recurrent_states_initialized",
+    "has_previous_state",
+    "conv_kernel_size",
+)
 
 
 def save(session: Session, path: str | Path) -> int:
@@ -43,15 +50,12 @@ def save(session: Session, path: str | Path) -> int:
         raise ValueError("nothing has been read yet, so there is nothing to save")
     if session.logits is not None:
         raise ValueError("a question waits for its answer: call `answer` first, then save")
-    if any(states(layer) for layer in session.cache.layers):
-        raise ValueError(
-            f"a session of {session.model.config.model_type!r} holds recurrent states, which are not saved yet"
-        )
     path, tensors, layers = Path(path), {}, []
     for i, layer in enumerate(session.cache.layers):
         facts, held = _arena(layer) if isinstance(layer, ArenaLayer) else _other(layer)
-        layers.append(facts)
-        tensors.update({f"{i}.{name}": x.detach().contiguous().cpu() for name, x in held.items()})
+        recurrent, states = _state(layer)
+        layers.append(facts | {"state": recurrent})
+        tensors.update({f"{i}.{name}": x.detach().contiguous().cpu() for name, x in (held | states).items()})
     manifest = {
         "format": FORMAT,
         **identity(session.model, session.chat.tokenizer),
@@ -98,6 +102,7 @@ def reopen(model: Any, tokenizer: Any, path: str | Path, recipe: Any = None, con
         mine = {name.split(".", 1)[1]: x for name, x in tensors.items() if name.startswith(f"{i}.")}
         fill: Any = _fill_arena if isinstance(layer, ArenaLayer) else _fill_other
         fill(layer, facts, mine, layer_home(model, i))
+        _fill_state(layer, facts["state"], mine, layer_home(model, i))
     _fill_ledger(session, manifest["ledger"])
     return session
 
@@ -145,7 +150,24 @@ def _fill_other(layer: Any, facts: dict[str, Any], held: dict[str, Tensor], devi
     if "keys" in held:  # transformers' own layers set up their dtype and device when they see their first keys
         layer.lazy_initialization(held["keys"].to(device), held["values"].to(device))
     vars(layer).update(facts["plain"])
-    vars(layer).update({name: x.to(device) for name, x in held.items()})
+    vars(layer).update({name: x.to(device) for name, x in held.items() if "." not in name})
+
+
+def _state(layer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The recurrent part of a layer, where transformers keeps all by number: its plain values by name, and its tensors."""
+    numbered = [(name, list(getattr(layer, name, {}).items())) for name in NUMBERED]
+    held = {f"{name}.{n}": x for name, items in numbered for n, x in items if isinstance(x, Tensor)}
+    return {name: [x for _, x in items] for name, items in numbered if items and name not in STATE}, held
+
+
+def _fill_state(layer: Any, facts: dict[str, Any], held: dict[str, Tensor], device: torch.device) -> None:
+    for name, values in facts.items():
+        getattr(layer, name).update(enumerate(values))
+    for name in STATE:
+        for n in getattr(layer, name, {}):
+            if (x := held.get(f"{name}.{n}")) is not None:
+                getattr(layer, name)[n] = x.to(device)
+                layer.dtype, layer.device = layer.dtype or x.dtype, layer.device or device
 
 
 # ---- the books ---------------------------------------------------------------------------------------------------

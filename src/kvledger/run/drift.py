@@ -192,8 +192,9 @@ def run(arguments: argparse.Namespace, show: Show) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> int:
-    """Measure what `--out` does not hold yet; the number of lines written. ValueError for what cannot be measured, before any
-    forward."""
+    """Measure what `--out` does not hold yet; the number of lines written. ValueError, before any forward, for what cannot be
+    measured, or an `--out` of other versions or weights."""
+    from kvledger.records import claim
     from kvledger.run.fitting import left_out
     from kvledger.run.host import prepare
     from kvledger.run.sweep import Grid
@@ -208,6 +209,7 @@ def measure(arguments: argparse.Namespace) -> int:
     for line in left_out(cells, played):
         raise ValueError(line)
     cells = played
+    claim(Path(arguments.out), host.identity)
     return _append(cells, host, path_of(Path(arguments.out)), lambda line: print(line, file=sys.stderr))
 
 

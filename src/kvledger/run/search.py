@@ -16,7 +16,7 @@ from pathlib import Path
 from kvledger.critical.points import Point, point
 from kvledger.critical.search import Aim, Step, next_step
 from kvledger.recipe import Recipe, name_of, parse
-from kvledger.records import Cell, Log, Record, read
+from kvledger.records import Cell, Log, Record, claim, read
 from kvledger.run.cell import Host, play
 from kvledger.run.fitting import left_out
 from kvledger.run.host import prepare
@@ -148,13 +148,15 @@ def quests(search: Search) -> list[Quest]:
 
 
 def open_field(search: Search, goals: list[Quest], out: Path, warn: Callable[[str], None]) -> Field:
-    """The model, every cell that may be asked for, and what is on record. ValueError before the first forward."""
+    """The model, every cell that may be asked for, and what is on record. ValueError before the first forward, also for
+    records of other versions or weights."""
     recipes = (FULL, *dict.fromkeys(recipe for goal in goals for recipe in goal.ladder))
     tasks = tuple(dict.fromkeys(task for goal in goals for task in goal.tasks))
     grid = replace(search.grid, recipes=recipes, tasks=tasks)
     host, cells = prepare(grid, wanted := grid.cells())
     for line in left_out(wanted, cells):
         raise ValueError(line)
+    claim(out, host.identity)
     have, damaged = read(out)
     for line in damaged:
         warn(line)

@@ -22,6 +22,7 @@ from math import ceil
 from typing import Any
 
 from kvledger.hf.prefixes import Prefixes
+from kvledger.hf.recurrent import forgets_between_chunks
 from kvledger.hf.session import Answer, Session, check_length
 from kvledger.serve.pieces import Pieces, Rendered
 from kvledger.serve.request import Refused, Request
@@ -111,6 +112,8 @@ class Engine:
         answer: int = 512,
         share: int = 256,
     ):
+        if chunk:
+            forgets_between_chunks(model)
         self.model, self.places, self.answer = model, places, answer
         self.contexts = Contexts(model, tokenizer, recipe, chunk, memory // 2, share)
         self.talks = Talks(memory - memory // 2)
@@ -221,9 +224,9 @@ class Engine:
             talk.turn(ask, 0, gold=said)
         ids = talk.waiting(pieces.asks[-1])
         limit = self._limit(request.max_tokens, talk.tokens + ids)
-        if not request.max_tokens:  # then what there is room for is what may be said
+        if not request.max_tokens and (row := talk.rows_left(0, 1)):  # then what there is room for is what may be said
             room = self.talks.budget - talk.ledger.stored_bytes - talk.rows_left(ids, 0)
-            limit = max(1, min(limit, room // talk.rows_left(0, 1)))
+            limit = max(1, min(limit, room // row))
         self.talks.make_room(talk.ledger.stored_bytes + talk.rows_left(ids, limit))
         voice = Voice(chat, request.stop, job.tell)
         talk.pick, talk.hear = picker(request), voice.hear

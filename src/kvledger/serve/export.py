@@ -3,8 +3,9 @@
 duo: DuoAttention's table and config (arXiv 2410.10819; code MIT), scores as they are: nothing is lost.
 
 vllm: settings of `vllm serve`. Head gates become per-layer windows: `layer_types` and `sliding_window` of the model's config by
-`--hf-overrides`; storage formats become `--kv-cache-dtype`.  vLLM has one window for all layers that have one and, in it, no
-sinks.  What both cost is measured here, by the same windows under kvledger, and printed; vLLM itself is not run.
+`--hf-overrides`, which vLLM's own Llama, Mistral and Gemma follow; other types get `--model-impl transformers` (vLLM's own Qwen
+refuses layers of two kinds); storage formats become `--kv-cache-dtype`.  vLLM has one window for all layers that have one and,
+in it, no sinks.  What both cost is measured here, by the same windows under kvledger, and printed; vLLM itself is not run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from kvledger.recipe import Recipe, name_of, parse
 from kvledger.serve.rounding import Rounded, rounded
 
 DTYPES = {"fp8": "fp8_per_token_head", "int8": "int8_per_token_head"}  # the same codes: a scale per token and head
+NATIVE = ("llama", "mistral", "gemma2", "gemma3", "gemma3_text")  # types whose code in vLLM reads `layer_types`
 GATES, SETTINGS, LAYERS = "gates.json", "vllm.json", "layers.json"
 
 
@@ -84,6 +86,7 @@ def to_vllm(arguments: argparse.Namespace) -> Iterator[str]:
         out.mkdir(parents=True, exist_ok=True)
         found.gates(gates).save(out / LAYERS)
         settings["hf_overrides"] = overrides(model.config, found.layers, gates.window)
+        settings["model_impl"] = "auto" if model.config.model_type in NATIVE else "transformers"
         settings["rounding"] = {"how": arguments.round, "full": found.full, **asdict(found)}
         ways += [(f"whole layers, {what}", text) for what, text in layered(recipe, found, gates, out / LAYERS)]
         yield f"{found.heads} KV heads: {found.opened} with a window become full, {found.closed} full ones get a window"
@@ -159,6 +162,8 @@ def command(settings: dict[str, Any]) -> list[str]:
     words = ["vllm", "serve", settings["model"]]
     if "hf_overrides" in settings:
         words += ["--hf-overrides", json.dumps(settings["hf_overrides"])]
+    if settings.get("model_impl", "auto") != "auto":
+        words += ["--model-impl", settings["model_impl"]]
     if "kv_cache_dtype" in settings:
         words += ["--kv-cache-dtype", settings["kv_cache_dtype"]]
     return words
