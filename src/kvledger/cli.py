@@ -153,7 +153,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
         gates, log = done
         if gates.suffix == ".safetensors":
-            print(f"scorer: {gates}\nlog: {log}")
+            print(f"{'nsa' if arguments.objective == 'nsa' else 'scorer'}: {gates}\nlog: {log}")
             return
         training.write(log, gates, gates.with_suffix(".html"))
         print(f"gates: {gates}\npage: {gates.with_suffix('.html')}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvledger.cache import choose
+from kvledger.cache import choose, native
 from kvledger.cache.arena import Arena
 from kvledger.cache.estimate import coded, estimated
 from kvledger.cache.index import Index, against_bounds, bounds, logits
@@ -142,3 +143,34 @@ def test_spans_join_neighbours_and_end_with_the_segment() -> None:
     assert choose.spans_of(mask, arena, [0, 1], 4).tolist() == [[0, 0, 8], [1, 10, 4], [1, 18, 2]]
     assert choose.spans_of(mask[1:], arena, [1], 4).tolist() == [[1, 10, 4], [1, 18, 2]]
     assert choose.spans_of(torch.zeros(2, 3, dtype=torch.bool), arena, [0, 1]).shape == (0, 3)
+
+
+@pytest.mark.skipif(native._library() is None, reason="no C compiler that makes the reader")
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    groups=st.integers(1, 3),
+    k=st.integers(1, 40),
+    odd=st.sampled_from([None, -torch.inf, torch.nan]),
+    seed=st.integers(0, 99),
+)
+def test_pages_chosen_in_c_are_those_of_top_k(lengths, groups, k, odd, seed) -> None:
+    arena = Arena(1, len(lengths))
+    arena.append(*[draw(1, len(lengths), max(lengths), 1, seed=seed)] * 2)
+    arena.keep([torch.stack([torch.arange(max(lengths)) < n for n in lengths])])
+    counts, segments = [n // SIZE for n in lengths], list(range(len(lengths)))
+    found = draw(groups, sum(counts), seed=seed)
+    if odd is not None:
+        found[:, ::3] = odd
+    facts = [x for s in segments for x in (s, arena.start[s], lengths[s], counts[s])]
+    pages = torch.tensor([-(-n // SIZE) for n in lengths])
+    scores = choose.padded(found.nan_to_num(-torch.inf, neginf=-torch.inf).amax(0), counts, int(pages.max()))
+    scores[torch.arange(len(pages)), pages - 1] = torch.inf
+    want = choose.spans_of(choose.top_k(scores, k), arena, segments, SIZE)
+    assert native.pages(found, facts, k, SIZE).tolist() == want.tolist()
+
+
+@pytest.mark.skipif(native._library() is None, reason="no C compiler that makes the reader")
+def test_of_equal_pages_no_more_are_read_than_asked_for() -> None:
+    spans = native.pages(torch.zeros(2, 10), [0, 7, 22, 5, 3, 40, 20, 5], 3, SIZE)
+    assert spans.tolist() == [[0, 7, 8], [0, 27, 2], [3, 40, 8], [3, 56, 4]]

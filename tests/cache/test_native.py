@@ -145,7 +145,7 @@ def test_without_a_compiler_pytorch_reads(trouble: str, monkeypatch: pytest.Monk
             assert not str(native._folder()).startswith(str(tmp_path))
             return
         with pytest.raises((OSError, subprocess.SubprocessError)):
-            native._compiled()
+            native.compiled(native.SOURCE)
         arena = arena_of([0.3, 1.0], torch.float32)
         q, k, v = draw(2, 4, 1, 32, seed=5), draw(2, 2, 1, 32, seed=6), draw(2, 2, 1, 32, seed=7)
         arena.append(k, v)

@@ -160,4 +160,4 @@ def test_one_chunk_is_many_chunks_for_the_full_cache(groups: int) -> None:
             session.read(tiny.text(TOKENS - 1), question=tiny.text(3, seed=1))
         logits.append(witness.logits()[-1])
     for other in logits[1:]:
-        torch.testing.assert_close(other, logits[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(other, logits[0], rtol=1e-5, atol=2e-5)

@@ -144,8 +144,9 @@ def test_the_index_is_that_of_the_rows(name: str, more: str) -> None:
         session.ask(tiny.text(3, seed=i), max_new_tokens=5, gold=tiny.text(2, seed=9) if i == 1 else None)
         for layer in arenas(session.cache):
             for s, kept in layer.kept.items():
-                keys = layer.arena.plain(s)[0]
-                torch.testing.assert_close(kept.table, session.recipe.pattern.index(keys[: kept.rows], None))
+                keys = layer.arena.plain(s)[0][: kept.rows]
+                look = Look(layer.slot, range(1), keys[None], keys, layer.scale)
+                torch.testing.assert_close(kept.table, session.recipe.pattern.index(look, None))
 
 
 @pytest.mark.parametrize("name", ALWAYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -226,10 +227,11 @@ def test_attention_to_runs_as_attention_to_blocks() -> None:
 
 @pytest.mark.parametrize("pattern", [MoBA(block=4, top=2), NSA(compress=4, stride=2, block=4, select=3)])
 def test_an_index_grows_as_if_made_at_once(pattern: MoBA | NSA) -> None:
-    keys, grown = seen().keys, None
+    look, grown = seen(), None
     for n in range(1, N + 1):
-        grown = pattern.index(keys[:n], grown)
-        torch.testing.assert_close(grown, pattern.index(keys[:n], None))
+        first = replace(look, keys=look.keys[:n])
+        grown = pattern.index(first, grown)
+        torch.testing.assert_close(grown, pattern.index(first, None))
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,9 @@ class FakeCompressor:
 
     given: ClassVar[list[dict[str, Any]]] = []
 
-    def __init__(self, model_name: str, device_map: str, use_llmlingua2: bool):
+    def __init__(self, model_name: str, device_map: str, model_config: dict[str, Any], use_llmlingua2: bool):
         assert use_llmlingua2
+        assert model_config == {"trust_remote_code": False}
         self.made = model_name, device_map
 
     def compress_prompt_llmlingua2(
@@ -204,6 +205,8 @@ def test_chunks_begin_by_length_or_behind_a_separator() -> None:
         ("cacheblend + h2o", "cacheblend reads chunks apart and some tokens twice, and h2o acts while tokens are read"),
         ("cacheblend + snapkv(when='chunk')", "snapkv acts while"),
         ("cacheblend + ashape", "ashape acts while"),
+        ("cacheblend + moba", "moba acts while"),
+        ("cacheblend + nsa", "nsa acts while"),
         ("cacheblend + headgate(keep=0.5)", "headgate acts while"),
         ("selfinfo(keep=1) + protect(system=True)", "there is nothing to protect from"),
     ],

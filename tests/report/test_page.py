@@ -58,7 +58,7 @@ def test_page_loads_nothing_from_anywhere(whole: str) -> None:
 def test_page_has_every_section(whole: str) -> None:
     found = {facts.get("id") for tag, facts in elements(whole) if tag == "section"}
     assert found == {
-        "glance", "critical", "pareto", "differences", "turns", "depth", "lives", "answers", "table", "reading",
+        "glance", "parts", "critical", "pareto", "differences", "turns", "depth", "lives", "answers", "table", "reading",
     }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def test_every_constant_is_an_option_with_a_help(capsys) -> None:
     shown = " ".join(capsys.readouterr().out.split())
     for name in ScorerOptions.__dataclass_fields__:
         assert name == "objective" or f"--{name.replace('_', '-')}" in shown
-    assert "learning rate of the gates (0.2; duo: 0.02; scorers: 0.0005)" in shown
+    assert "learning rate of the gates (0.2; duo: 0.02; scorers: 0.0005; nsa: 0.002)" in shown
 
 
 def test_the_live_line_fits_a_terminal() -> None:

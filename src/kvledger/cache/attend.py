@@ -4,10 +4,11 @@ Contract of every reader: the rows of the `T` new tokens are already the last on
 older rows of its KV head and the new ones up to itself.  Heads with a window see their first tokens and their last ones only,
 in the middle of a chunk as at its end.
 
-A single token on a CPU is read by `native.py`, all heads in one pass.  Elsewhere decode folds the `G` queries of a KV head into
-the query axis (no key is repeated), and heads of equal length and even spacing share one call; where there are fewer of them
-than threads, they are cut into pieces.  A chunk attends to the old rows without a mask and to itself causally, and the two
-parts are merged by their log-sum-exp.  `reference` is the same in ten plain lines and is what the tests compare with.
+A single token on a CPU is read by `native.py` and a chunk by `chunks.py`, all heads in one pass.  Elsewhere decode folds the
+`G` queries of a KV head into the query axis (no key is repeated), and heads of equal length and even spacing share one call;
+where there are fewer of them than threads, they are cut into pieces.  A chunk attends to the old rows without a mask and to
+itself causally, and the two parts are merged by their log-sum-exp.  `reference` is the same in ten plain lines and is what the
+tests compare with.
 
 An arena may hold its rows in several regions, and not as numbers (`formats.py`): regions are read apart and merged likewise,
 codes by the C or CUDA reader as they are, else block by block, so that no more than `BLOCK` rows are ever unpacked at a time.
@@ -20,14 +21,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvledger.cache import kernels, native
+from kvledger.cache import chunks, kernels, native
 from kvledger.cache.arena import Arena, Region
+from kvledger.cache.chunks import Windows
 from kvledger.cache.softmax import merge, sdpa
 from kvledger.cache.spans import decode_spans, in_blocks, join, wide
 from kvledger.cache.window import window_attention
 
 SHORTEST = 512  # rows of a piece that is worth a call
-Windows = Sequence[tuple[int, int] | None]  # of each head of a layer: (sinks, window), or None where a head sees all
 
 
 def attend(
@@ -102,6 +103,8 @@ def _read(
         from kvledger.cache.kernels.read import read  # late: it needs Triton
 
         return read(q, arena, first, scale, softcap, windows)
+    if T > 1 and chunks.usable(q, arena, softcap):
+        return chunks.read(q, arena, scale, windows, first)[:2]
     groups: dict[tuple[int, int] | None, list[int]] = {}
     for h in range(H):
         groups.setdefault(windows[h] if windows else None, []).append(h)

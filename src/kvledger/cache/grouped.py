@@ -71,11 +71,27 @@ class GroupedArena(Arena):
     @property
     def row_nbytes(self) -> int:
         """Bytes of a sealed row, its share of the group's scales included."""
+        return super().row_nbytes + self._sealed_nbytes
+
+    @property
+    def _sealed_nbytes(self) -> int:
+        """Bytes of a sealed row without its position; `tail.row_nbytes` are those of a plain one."""
         if self.bits == 16:
-            return super().row_nbytes + self.tail.row_nbytes
+            return self.tail.row_nbytes
         Dk, Dv = self.tail.k.shape[-1], self.tail.v.shape[-1]
         scales = 4 * Dk // self.group + 4 * (Dv // self.group)  # a float16 scale and zero each
-        return super().row_nbytes + (Dk + Dv) * self.bits // 8 + scales
+        return (Dk + Dv) * self.bits // 8 + scales
+
+    def read_nbytes(self, spans: Tensor) -> int:
+        of, first, n = spans.cpu().unbind(-1)
+        sealed = torch.tensor(self.start)[of] + torch.tensor(self.sealed_length)[of]
+        plain = int((first + n - torch.maximum(first, sealed)).clamp(min=0).sum())
+        return super().read_nbytes(spans) + plain * (self.tail.row_nbytes - self._sealed_nbytes)
+
+    @property
+    def alive_nbytes(self) -> int:
+        plain = self.rows - sum(self.sealed_length)
+        return super().alive_nbytes + plain * (self.tail.row_nbytes - self._sealed_nbytes)
 
     @property
     def regions(self) -> list[Region]:

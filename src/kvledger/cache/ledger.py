@@ -67,6 +67,7 @@ class Ledger:
         self.peak_bytes = 0
         self.full_peak_bytes = 0
         self.skipped = 0  # tokens of the context that a source left out: the full cache would have read them
+        self.taken = 0  # tokens of prompts that a store of chunks gave, unread
         self._last_layer = -1
 
     # ---- fed by the store ----------------------------------------------------------------------------------------
@@ -132,6 +133,23 @@ class Ledger:
         step.full += sum(book.full_seen) * book.heads
         step.read_bytes += book.alive * row_bytes if read is None else read
         step.full_read_bytes += sum(book.full_seen) * book.heads * book.full_row_bytes
+        self.full_peak_bytes = max(self.full_peak_bytes, self.full_bytes)
+
+    def take(self, layer: int, tokens: int, alive: Sequence[int]) -> None:
+        """`tokens` of a prompt have come into a layer from a store; `alive[s]` counts them in. A full cache would have read
+        them. Here no query has looked at anything, so they cost no entries and no pairs, until others are read over them."""
+        book = self.layers[layer]
+        if layer <= self._last_layer or not self.steps:
+            self._begin(tokens, 0)
+            self.taken += tokens
+        self._last_layer, book.alive = layer, sum(alive)
+        pairs = [triangle(tokens, seen) for seen in book.full_seen]
+        book.full_area, book.full_work = book.full_area + sum(pairs), book.full_work + sum(pairs)
+        book.full_seen = [seen + tokens for seen in book.full_seen]
+        book.floor_alive = [n + tokens for n in book.floor_alive]
+        step = self.steps[-1]
+        step.top, step.end = step.top + book.alive, step.end + book.alive
+        step.full += sum(book.full_seen) * book.heads
         self.full_peak_bytes = max(self.full_peak_bytes, self.full_bytes)
 
     def pass_by(self, tokens: int) -> None:

@@ -6,6 +6,7 @@ after an eviction a distance is one of rows that are left.  Every choice is caus
 - `Band`: the first rows and the last ones, row by row (A-shape).
 - `Blocks`: what a block of queries sees of the rows before its own block: whole blocks, single rows, diagonals.
 - `Queries`: which earlier blocks each query sees.
+- `Gated`: three attentions, to summaries, to chosen blocks and to a window, and how much of each (NSA).
 
 In `Blocks` and `Queries` a query also sees its own block of rows, up to itself.
 """
@@ -52,7 +53,21 @@ class Queries:
     scored: float = 0.0
 
 
-Choice = Band | Blocks | Queries
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """A weighted sum of three attentions: to `runs` [C, Dk + Dv], the key and the value that stand for `compress` rows each,
+    one beginning every `stride` rows (of them those that are complete), to what `selected` lets a query see, and to the last
+    `window` rows, its own among them. `gates` [3, G, T] are their weights in this order."""
+
+    selected: Queries
+    window: int
+    runs: Tensor
+    compress: int
+    stride: int
+    gates: Tensor
+
+
+Choice = Band | Blocks | Queries | Gated
 
 
 def band_pairs(T: int, N: int, band: Band) -> float:
@@ -100,11 +115,13 @@ def cut(choice: Blocks | Queries, blocks: slice, queries: slice) -> Blocks | Que
 
 
 def allowed(choice: Choice, G: int, T: int, N: int, device: torch.device | str = "cpu") -> Tensor:
-    """Which rows each query may see under a choice: [G, T, N] bool."""
+    """Which rows each query may see under a choice: [G, T, N] bool; of `Gated` besides the runs."""
     at, rows = torch.arange(N - T, N, device=device)[:, None], torch.arange(N, device=device)
     if isinstance(choice, Band):
         late = torch.arange(T, device=device)[:, None] >= (T - choice.dense if choice.dense else T)
         return ((rows <= at) & ((rows < choice.sinks) | (at - rows < choice.window) | late)).expand(G, -1, -1)
+    if isinstance(choice, Gated):
+        return allowed(choice.selected, G, T, N, device) | allowed(Band(0, choice.window), G, T, N, device)
     own = (rows <= at) & (rows // choice.size == at // choice.size)
     if isinstance(choice, Queries):
         before = earlier(choice, T, N).repeat_interleave(choice.size, -1)[..., :N]

@@ -15,6 +15,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -51,7 +52,7 @@ def usable(q: Tensor, k: Stored, v: Stored) -> bool:
 
 
 def _known(k: Codes, v: Codes) -> bool:
-    by_column = k.row_group > 1 and k.dim_group == 1 and k.zero is not None
+    by_column = k.row_group > 1 and k.dim_group == 1 and k.zero is not None and k.bits in CODES
     rows = (k.row_group == 1 and k.scale.shape[1] == 1) or by_column
     groups = v.row_group == 1 and (v.scale.shape[1] == 1 or v.dim_group % 16 == 0)
     return rows and groups and k.scale.dtype == v.scale.dtype == torch.float16 and _kind(k) == _kind(v) is not None
@@ -90,18 +91,29 @@ def decode(q: Tensor, k: Stored, v: Stored, spans: Spans, scale: float) -> tuple
     assert library is not None
     S, G, Dk = q.shape
     asked = (q.float() if isinstance(k, Codes) else q).contiguous()
-    Dv, spans = v.shape[-1], torch.as_tensor(spans, dtype=torch.int64)
+    Dv, (at, n, rows, held) = v.shape[-1], _flat(spans)
     out, lse = torch.empty(S, G, Dv), torch.empty(S, G)
     data = _data(k), _data(v)
-    threads = _threads(int(spans[2::3].sum()) * sum(x.shape[-1] * x.element_size() for x in data))
+    threads = _threads(rows * sum(x.shape[-1] * x.element_size() for x in data))
     by = ctypes.byref(_scales(k, v)) if isinstance(k, Codes) and isinstance(v, Codes) else None
     failed = library.kvledger_decode(
-        asked.data_ptr(), *(x.data_ptr() for x in data), by, spans.data_ptr(), len(spans) // 3, S, G, Dk, Dv,
+        asked.data_ptr(), *(x.data_ptr() for x in data), by, at, n, S, G, Dk, Dv,
         scale, _kind(k), threads, out.data_ptr(), lse.data_ptr(),
     )  # fmt: skip
     if failed:
         raise MemoryError("no memory for the partial sums of a decode step")
-    return out.to(q.dtype), lse
+    del held
+    return out if q.dtype == out.dtype else out.to(q.dtype), lse
+
+
+def _flat(spans: Spans) -> tuple[int, int, int, object]:
+    """Where the numbers of `spans` stand, how many spans and rows they are, and what holds them. A few numbers make a tensor
+    slowly, and each step has a list of them in each layer."""
+    if isinstance(spans, Tensor):
+        held = spans.to(torch.int64).contiguous()
+        return held.data_ptr(), len(held) // 3, int(held[2::3].sum()), held
+    numbers = array("q", spans)
+    return numbers.buffer_info()[0], len(numbers) // 3, sum(spans[2::3]), numbers
 
 
 def logits(q: Tensor, k: Tensor, spans: Spans, scale: float) -> Tensor:
@@ -110,16 +122,37 @@ def logits(q: Tensor, k: Tensor, spans: Spans, scale: float) -> Tensor:
     library = _library()
     assert library is not None
     S, G, D = q.shape
-    q, spans = q.contiguous(), torch.as_tensor(spans, dtype=torch.int64)
-    rows, kind = int(spans[2::3].sum()), CODES[4] if k.dtype == torch.uint8 else KINDS[q.dtype]
+    q, (at, n, rows, held) = q.contiguous(), _flat(spans)
+    kind = CODES[4] if k.dtype == torch.uint8 else KINDS[q.dtype]
     out = torch.empty(G, rows)
     failed = library.kvledger_logits(
-        q.data_ptr(), k.data_ptr(), spans.data_ptr(), len(spans) // 3, S, G, D, scale, kind,
+        q.data_ptr(), k.data_ptr(), at, n, S, G, D, scale, kind,
         _threads(rows * k.shape[-1] * k.element_size()), out.data_ptr(),
     )  # fmt: skip
     if failed:
         raise MemoryError("no memory for the queries of a decode step")
+    del held
     return out
+
+
+def pages(logits: Tensor, of: Sequence[int], k: int, size: int) -> Tensor:
+    """The `k` pages of `size` rows that each of S segments reads: the newest, and those of the largest `logits` [G, n] float32
+    over the n complete pages of all segments. `of`, flat: segment, first row, rows, complete pages. Spans [m, 3]."""
+    library = _library()
+    assert library is not None
+    logits, facts = logits.contiguous(), torch.tensor(of, dtype=torch.int64)
+    spans = torch.empty(len(facts) // 4 * k, 3, dtype=torch.int64)
+    found = library.kvledger_pages(
+        logits.data_ptr(), len(logits), facts.data_ptr(), len(facts) // 4, k, size, spans.data_ptr()
+    )
+    if found < 0:
+        raise MemoryError("no memory to choose the pages of a decode step")
+    return spans[:found]
+
+
+def available(x: Tensor) -> bool:
+    """Whether `pages` serves float32 logits `x`."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and _library() is not None
 
 
 def _threads(nbytes: int) -> int:
@@ -129,30 +162,32 @@ def _threads(nbytes: int) -> int:
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(_compiled()))
+        library = ctypes.CDLL(str(compiled(SOURCE)))
     except (OSError, subprocess.SubprocessError) as error:
         logging.getLogger(__name__).info("no C reader (%s): decoding on the CPU takes PyTorch's kernels", error)
         return None
     kinds: dict[str, Any] = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
     library.kvledger_decode.argtypes = [kinds[letter] for letter in "ppppplliiifiipp"]
     library.kvledger_logits.argtypes = [kinds[letter] for letter in "ppplliifiip"]
+    library.kvledger_pages.argtypes = [kinds[letter] for letter in "piplllp"]
+    library.kvledger_pages.restype = ctypes.c_int64
     library.kvledger_decode.restype = library.kvledger_logits.restype = ctypes.c_int
     return library
 
 
-def _compiled() -> Path:
-    """The shared library, made if this source has not yet been compiled for processors like this one. It is kept in the
-    user's cache folder, or where that cannot be written, in a folder of this process."""
+def compiled(source: Path) -> Path:
+    """The shared library of a source file, made if it has not yet been compiled for processors like this one. It is kept in
+    the user's cache folder, or where that cannot be written, in a folder of this process."""
     command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp"]
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         command += ["-mavx2", "-mfma"]  # not -march=native: a home may serve several machines
-    facts = "\n".join([SOURCE.read_text(), HEADER.read_text(), *command, platform.machine()])
+    facts = "\n".join([source.read_text(), HEADER.read_text(), *command, platform.machine()])
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    library = _folder() / f"decode-{key}.so"
+    library = _folder() / f"{source.stem}-{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # moved in whole: others may be at it too
-            made = Path(folder) / "decode.so"
-            command += [str(SOURCE), "-o", str(made), "-lm"]
+            made = Path(folder) / library.name
+            command += [str(source), "-o", str(made), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
             made.replace(library)
     return library

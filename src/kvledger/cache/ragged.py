@@ -14,6 +14,8 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor
 
+FEW = 64  # tokens, or one in so many: a question or an answer, and no chunk of a context
+
 
 class Ragged:
     """`segments` runs of rows: segment `s` owns `start[s] : start[s] + length[s]` of every buffer, and `capacity[s]` rows are
@@ -66,6 +68,15 @@ class Ragged:
         """Bytes of one row in all buffers."""
         return sum(x.element_size() * x.shape[1:].numel() for x in self.buffers.values())
 
+    def read_nbytes(self, spans: Tensor) -> int:
+        """Bytes of the rows of `spans` [n, 3]: segment, first row in the buffers, rows."""
+        return int(spans[:, 2].sum()) * self.row_nbytes
+
+    @property
+    def alive_nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.rows * self.row_nbytes
+
     @property
     def rows(self) -> int:
         """Rows alive, over all segments."""
@@ -82,15 +93,15 @@ class Ragged:
         return torch.cat(spans).to(self.k.device)
 
     def reserve(self, new: dict[str, Tensor], added: Sequence[int]) -> None:
-        """Make room for `added[s]` rows. Reading reserves just what it needs; single tokens leave slack, so that regrowing is
-        rare."""
+        """Make room for `added[s]` rows. Reading reserves just what it needs; single tokens, and questions behind long
+        contexts, leave slack for those that follow, so that regrowing is rare."""
         if not any(self.capacity):
             for name, x in new.items():
                 setattr(self, name, x.new_empty(0, *x.shape[3:]))
         wanted = [n + more for n, more in zip(self.length, added)]
         if all(w <= c for w, c in zip(wanted, self.capacity)) and not self.shared:
             return
-        slack = [max(16, w // 64) if max(added) == 1 else 0 for w in wanted]
+        slack = [max(16, w // 64) if max(added) <= max(1, min(FEW, w // FEW)) else 0 for w in wanted]
         if len(set(self.length)) == 1:
             slack = [max(slack)] * len(slack)
         self.move(None, self.length, [w + extra for w, extra in zip(wanted, slack)])

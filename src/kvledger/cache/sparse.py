@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvledger.cache import flex
-from kvledger.cache.masks import Band, Blocks, Choice, Queries, allowed, band_pairs, cut, earlier, visible
+from kvledger.cache.masks import Band, Blocks, Choice, Gated, Queries, allowed, band_pairs, cut, earlier, visible
 from kvledger.cache.softmax import merge, sdpa
 from kvledger.cache.window import window_attention
 
@@ -28,9 +28,12 @@ STRIPS = 768, 256  # queries that a window is read in; the CPU's kernel is at it
 def read(
     q: Tensor, k: Tensor, v: Tensor, choice: Choice, scale: float, softcap: float | None = None
 ) -> tuple[Tensor, Tensor, float]:
-    """Output [G, T, Dv], log-sum-exp [G, T] and pairs of `q` [G, T, Dk] over what `choice` lets it see of `k`, `v` [N, D]."""
+    """Output [G, T, Dv], log-sum-exp [G, T] and pairs of `q` [G, T, Dk] over what `choice` lets it see of `k`, `v` [N, D]; of
+    `Gated` the log-sum-exp is that over the chosen blocks."""
     if isinstance(choice, Band):
         return _band(q, k, v, choice, scale, softcap)
+    if isinstance(choice, Gated):
+        return _gated(q, k, v, choice, scale, softcap)
     grid = _Grid(choice.size, q.shape[1], len(k))
     if flex.usable(q):
         return _by_flex(q, k, v, choice, grid, scale, softcap)
@@ -259,3 +262,33 @@ def _scattered(
             more = sdpa(queries[who][None, None], k[None, None, rows], v[None, None, rows], scale, softcap)
             out[who], lse[who] = merge(out[who], lse[who], more[0][0, 0], more[1][0, 0].to(lse.dtype))
     return out.view(G, T, -1), lse.view(G, T), float(sum(counts) * grid.size)
+
+
+# ---- three branches --------------------------------------------------------------------------------------------------
+
+
+def _gated(
+    q: Tensor, k: Tensor, v: Tensor, choice: Gated, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor, float]:
+    chosen, lse, pairs = read(q, k, v, choice.selected, scale, softcap)
+    near, _, more = read(q, k, v, Band(0, choice.window), scale, softcap)
+    coarse, few = _summaries(q, choice, len(k), v.shape[-1], scale, softcap)
+    gates = choice.gates[..., None].to(chosen.dtype)
+    return gates[0] * coarse.to(chosen.dtype) + gates[1] * chosen + gates[2] * near, lse, pairs + more + few
+
+
+def _summaries(
+    q: Tensor, choice: Gated, N: int, width: int, scale: float, softcap: float | None
+) -> tuple[Tensor, float]:
+    """Attention of each query to the runs that are complete, [G, T, Dv] (zero where none is), and the pairs it took."""
+    G, T, D = q.shape
+    known = ((torch.arange(N - T, N, device=q.device) - choice.compress + 1) // choice.stride + 1).clamp(0)
+    known = known.clamp(max=len(choice.runs))
+    out, late = q.new_zeros(G, T, width), int((known == 0).sum())
+    if late < T:
+        runs = choice.runs[None, None].expand(1, G, -1, -1)
+        mask = torch.arange(len(choice.runs), device=q.device) < known[late:, None]
+        asked = q[None, :, late:].to(torch.promote_types(q.dtype, runs.dtype))
+        found, _ = sdpa(asked, runs[..., :D].to(asked), runs[..., D:].to(asked), scale, softcap, mask=mask)
+        out[:, late:] = found[0].to(q.dtype)
+    return out, float(G * int(known.sum()))

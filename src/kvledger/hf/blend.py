@@ -1,6 +1,7 @@
 """CacheBlend's reading (arXiv 2405.16444 §4): chunks encoded apart, then some tokens again, over what the others left.
 
-Three passes over the first tokens of a session's context.  Each chunk is read alone, at its own place, and its rows are stored.
+Three passes over the first tokens of a session's context.  Each chunk is read alone, at its own place, and its rows are stored;
+one that an earlier request has read (`encoded.py`) is not read again.
 Then all tokens go through the first layers and no further, and the rows of those layers are written again.  The tokens whose
 rows changed most go through the whole model a second time: in each layer their new rows take the place of the old ones, and
 they attend to all rows up to their own.  That is the paper's selective recompute, in which those tokens alone leave the layer
@@ -25,6 +26,7 @@ from kvledger.cache.arena import Arena
 from kvledger.cache.ledger import triangle
 from kvledger.hf import cache as caches
 from kvledger.hf.attention import TAG, attention_function, use
+from kvledger.hf.encoded import Rows
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.place import home
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from kvledger.hf.session import Session
 
 QUERIES = 512  # whose mask over all rows is held at a time
-Rows = tuple[Tensor, Tensor]  # keys and values [H, N, D]
 
 
 @torch.inference_mode()
@@ -45,6 +46,7 @@ def blend(session: Session, ids: list[int], edges: list[int]) -> None:
     fresh = _first_layers(session, ids[:stop], source.layer, stores)
     copies = caches.arenas(session.cache)[0].copies
     chosen = source.choose(deviation(fresh[source.layer], rows_of(stores[source.layer], stop, copies)))
+    session.encoded = None
     for store, (k, v) in zip(stores, fresh):
         for s in range(len(store.start)):
             h = s * len(k) // len(store.start)
@@ -71,22 +73,35 @@ def rows_of(store: Arena, stop: int, copies: int = 1) -> Rows:
 
 
 def _encode(session: Session, ids: list[int], edges: list[int]) -> list[Arena]:
-    """Read each chunk alone; the stores of all layers, plain whatever the recipe's format."""
-    layers, heads = caches.arenas(session.cache), _query_heads(session)
+    """Read each chunk alone, but for those that an earlier request has read; the stores of all layers, plain whatever the
+    recipe's format."""
+    layers, heads, known = caches.arenas(session.cache), _query_heads(session), session.encoded
     stores: list[Arena] = []
     for start, stop in pairwise(edges):
-        cache = _plain_cache(session)
-        _forward(session, ids[start:stop], cache, range(start, stop))
-        for layer, made in zip(layers, cache.layers):
+        rows = known.find(ids[start:stop], start) if known is not None else None
+        there, rows = rows is not None, rows or _alone(session, ids, start, stop)
+        for layer, (keys, values) in zip(layers, rows):
             if layer.arena is None:
-                layer._open(made.keys, made.values, heads)
+                layer._open(keys, values, heads)
             if len(stores) < len(layers):
                 stores.append(_scratch(layer))
             store = stores[layer.slot]
-            k, v = (x.repeat_interleave(layer.copies, dim=1) for x in (made.keys, made.values))
-            store.append(k, v)
-            _account(layer, store, stop - start, 0, triangle(stop - start, 0))
+            store.append(*(x.repeat_interleave(layer.copies, dim=1) for x in (keys, values)))
+            if there:
+                layer.run.ledger.take(layer.slot, stop - start, store.length)
+            else:
+                _account(layer, store, stop - start, 0, triangle(stop - start, 0))
     return stores
+
+
+def _alone(session: Session, ids: list[int], start: int, stop: int) -> list[Rows]:
+    """All layers' rows [1, H, n, D] of a chunk that is read by itself."""
+    cache = _plain_cache(session)
+    _forward(session, ids[start:stop], cache, range(start, stop))
+    rows = [(layer.keys, layer.values) for layer in cache.layers]
+    if session.encoded is not None:
+        session.encoded.add(ids[start:stop], start, rows)
+    return rows
 
 
 def _first_layers(session: Session, ids: list[int], last: int, stores: list[Arena]) -> list[Rows]:

@@ -60,9 +60,10 @@ def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
     windows, profile, protection = None, recipe.profile, recipe.protection
     if profile is not None and profile.drops:
         windows = profile.windows(len(slots), heads)
-    run = Run(method, len(slots), model.config, windows, rope=rope_of(model) if "rope" in method.needs else None)
+    run = Run(method, len(slots), model.config, windows)
     run.dense_chunks = profile is not None and profile.inside == "dense"
     run.source, run.pattern, run.format, run.reader = recipe.source, recipe.pattern, recipe.format, recipe.reader
+    run.rope = rope_of(model) if "rope" in run.needs else None
     if protection is not None:
         run.sinks, run.recent = protection.sinks, protection.recent
     latent = ranks(model)
@@ -72,7 +73,7 @@ def install(cache: Cache, model: Any, recipe: Recipe) -> Run:
             cache.layers[i] = LatentLayer(slot, run, latent[i])
         else:
             cache.layers[i] = HybridLayer(slot, run, recurrent) if recurrent else ArenaLayer(slot, run)
-    if "hidden" in method.needs:
+    if "hidden" in run.needs:
         show_hidden(model, cache.layers)
     carry_states(model, cache)
     setattr(cache, RUN, run)

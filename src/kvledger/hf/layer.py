@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from kvledger.cache.arena import Arena
-from kvledger.cache.attend import Windows, attend, weigh_sinks
+from kvledger.cache.attend import Windows, weigh_sinks
 from kvledger.hf.attention import NAME, TAG
 from kvledger.hf.eviction import evict
 from kvledger.hf.inside import output_projection
 from kvledger.hf.loading import Loader
-from kvledger.hf.note import News, note, watch
-from kvledger.hf.prefill import Kept, dense_pairs, due, look, trim
+from kvledger.hf.note import News, note, notes, read_all, watch
+from kvledger.hf.prefill import Kept, dense_pairs, due, read_chosen, trim
 from kvledger.hf.run import Run
 
 GATHER = 16  # rows that may gather behind a window while decoding, so that they are moved rarely
@@ -144,18 +144,18 @@ class ArenaLayer(CacheLayerMixin):
         added: list[int],
     ) -> tuple[Tensor, News]:
         """Attention of the tokens just stored: to what the recipe's reader or pattern chooses, or to everything."""
-        arena, windows, pairs = self.arena, self._windows_of(added), None
+        arena, windows, pairs, mass = self.arena, self._windows_of(added), None, None
         assert arena is not None
         self.looked = None
         chosen = self.loader.read(self, q, valid, softcap, sinks)
         if chosen is not None:
             out, lse = chosen
         elif due(self, added):
-            out, lse, pairs, self.looked = look(self, q, valid, softcap, windows)
+            out, lse, pairs, self.looked = read_chosen(self, q, valid, softcap, windows)
             out, lse = weigh_sinks(out, lse, sinks)
         else:
-            out, lse = attend(q, k, v, arena, self.scale, valid, sinks, softcap, windows)
-        return out, News(q, k, v, lse, valid, softcap, added, pairs)
+            out, lse, mass = read_all(self, q, k, v, valid, sinks, softcap, windows)
+        return out, News(q, k, v, lse, valid, softcap, added, pairs, mass)
 
     def _windows_of(self, added: list[int]) -> Windows | None:
         """The windows that a forward of `added[b]` tokens keeps to."""
@@ -174,7 +174,7 @@ class ArenaLayer(CacheLayerMixin):
 
     def _settle(self, news: News) -> None:
         """What follows once the new rows are stored and have attended: account, note, drop what is due."""
-        run, method, arena, most = self.run, self.run.method, self.arena, max(news.added)
+        run, arena, most = self.run, self.arena, max(news.added)
         assert arena is not None
         probe = run.probe if run.watching is None else news.added
         run.ledger.forward(self.slot, news.added, arena.length, arena.row_nbytes, probe, self._read)
@@ -184,21 +184,23 @@ class ArenaLayer(CacheLayerMixin):
         run.begin(self.slot, most)
         if run.watching is not None:
             watch(self, news, run.watching)
-        elif method.drops and (run.reading or method.every):
+        elif notes(self):
             note(self, news)
         self._forget(news)
         trim(self)
         arena.seal()
 
     @property
-    def _read(self) -> int | None:
-        """Bytes that the last forward has read; None if that was every row."""
-        return self.looked if self.loader.nbytes is None else self.loader.nbytes
+    def _read(self) -> int:
+        """Bytes that the last forward has read: what was chosen, or every row."""
+        assert self.arena is not None
+        told = self.looked if self.loader.nbytes is None else self.loader.nbytes
+        return self.arena.alive_nbytes if told is None else told
 
     @property
     def wants_hidden(self) -> bool:
-        """Whether some method that looks at these tokens asks for the layer's input."""
-        return any("hidden" in layer.run.method.needs for layer in (self, *self.followers))
+        """Whether somebody who looks at these tokens asks for the layer's input."""
+        return any("hidden" in layer.run.needs for layer in (self, *self.followers))
 
     def _open(self, k: Tensor, v: Tensor, query_heads: int) -> None:
         B, H = k.shape[:2]

@@ -49,7 +49,7 @@ class Loader:
         if choice is None:
             return None
         spans = torch.cat([choice.spans, _narrow(layer).to(choice.spans)]) if layer.windows else choice.spans
-        self.nbytes = choice.nbytes + int(spans[:, 2].sum()) * arena.row_nbytes
+        self.nbytes = choice.nbytes + arena.read_nbytes(spans)
         return weigh_sinks(*decode_spans(q, arena, spans.flatten(), layer.scale, softcap), sinks)
 
     def arrive(self, layer: ArenaLayer, device: torch.device) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kvledger.cache import chunks
+from kvledger.cache.attend import Windows, attend
 from kvledger.cache.mass import add_mass
 from kvledger.methods.base import Fresh, Glance, Probe
 
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 
 class News(NamedTuple):
     """A forward's tokens in one layer, stored and attended: queries [B, Hq, T, Dk], keys and values [B, H, T, D], log-sum-exp
-    [B, Hq, T], which tokens are real [B, T] (None: all), the cap of the logits, the tokens added to each sequence, and
-    by a pattern the query-key pairs of each segment."""
+    [B, Hq, T], which tokens are real [B, T] (None: all), the cap of the logits, the tokens added to each sequence,
+    by a pattern the query-key pairs of each segment, and what each row received, [rows], where the reader has said it."""
 
     q: Tensor
     k: Tensor
@@ -28,6 +30,33 @@ class News(NamedTuple):
     softcap: float | None
     added: list[int]
     pairs: list[float] | None = None
+    mass: Tensor | None = None
+
+
+def notes(layer: ArenaLayer) -> bool:
+    """Whether the method is told of the present tokens."""
+    run = layer.run
+    return run.watching is None and run.method.drops and bool(run.reading or run.method.every)
+
+
+def read_all(
+    layer: ArenaLayer,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None,
+    sinks: Tensor | None,
+    softcap: float | None,
+    windows: Windows | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Attention of the tokens just stored to all that their heads may see and, if a method wants it and the reader can tell,
+    what each row received."""
+    arena = layer.arena
+    assert arena is not None
+    asked = any(notes(one) and one.run.method.tally == "mass" for one in (layer, *layer.followers))
+    if asked and valid is None and sinks is None and chunks.usable(q, arena, softcap):
+        return chunks.read(q, arena, layer.scale, windows, weigh=True)
+    return (*attend(q, k, v, arena, layer.scale, valid, sinks, softcap, windows), None)
 
 
 def note(layer: ArenaLayer, news: News) -> None:
@@ -38,7 +67,10 @@ def note(layer: ArenaLayer, news: News) -> None:
         _remember(layer, news)
     if method.tally:
         arena.open_tally()
-    if method.tally == "mass":
+    if method.tally == "mass" and news.mass is not None:
+        assert arena.tally is not None
+        arena.tally += news.mass
+    elif method.tally == "mass":
         add_mass(news.q, arena, news.lse, layer.scale, layer.full_heads, news.valid, news.softcap)
     if method.tally == "rate" or method.learns:
         states = layer.states or [None] * arena.batch

@@ -8,10 +8,11 @@ steps too, and keep an index of the rows with the layer; it is made anew where r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvledger.cache.attend import Windows
 from kvledger.cache.ledger import triangle
@@ -69,7 +70,9 @@ class Looked(NamedTuple):
     nbytes: int | None
 
 
-def look(layer: ArenaLayer, q: Tensor, valid: Tensor | None, softcap: float | None, windows: Windows | None) -> Looked:
+def read_chosen(
+    layer: ArenaLayer, q: Tensor, valid: Tensor | None, softcap: float | None, windows: Windows | None
+) -> Looked:
     """Attention of the tokens just stored, whose queries are `q` [B, Hq, T, Dk], to what is chosen."""
     arena, nbytes, pairs = layer.arena, 0, []
     assert arena is not None
@@ -86,26 +89,34 @@ def look(layer: ArenaLayer, q: Tensor, valid: Tensor | None, softcap: float | No
             continue
         k, v = arena.plain(s)
         window = windows[s % arena.heads] if windows else None
-        choice = Band(*window) if window else _choice(layer, s, heads, queries, k, softcap)
+        look = Look(layer.slot, heads, queries, k, layer.scale, softcap, layer.run.ends, values=v)
+        choice = Band(*window) if window else _choice(layer, s, real, look)
         one, total, count = read(queries, k, v, choice, layer.scale, softcap)
         out[b, heads.start : heads.stop, real], lse[b, heads.start : heads.stop, real] = one, total.to(lse.dtype)
         pairs.append((count + getattr(choice, "scored", 0.0) / 2) / G)
         if T == 1:
             index = layer.kept[s].table.nbytes if s in layer.kept else 0
-            nbytes += index + int(allowed(choice, G, 1, len(k), q.device).any(0).sum()) * arena.row_nbytes
+            rows = allowed(choice, G, 1, len(k), q.device)[:, 0].any(0).nonzero() + arena.start[s]
+            nbytes += index + arena.read_nbytes(nn.functional.pad(torch.cat([rows, rows * 0 + 1], -1), (1, 0), value=s))
     return Looked(out, lse, pairs, nbytes if T == 1 else None)
 
 
-def _choice(layer: ArenaLayer, s: int, heads: range, queries: Tensor, keys: Tensor, softcap: float | None) -> Choice:
-    """What the pattern says of segment `s`."""
-    pattern, index = layer.run.pattern, None
+def _choice(layer: ArenaLayer, s: int, real: slice | Tensor, look: Look) -> Choice:
+    """What the pattern says of segment `s`, whose new tokens are the `real` ones of the forward."""
+    pattern, arena = layer.run.pattern, layer.arena
+    assert arena is not None
+    b = s // arena.heads
+    if pattern.needs:
+        if layer.hidden is None:
+            raise ValueError(f"the layers of this model do not show their input, which {type(pattern).row.name} reads")
+        look = replace(look, hidden=layer.hidden[b][real], rope=layer.run.rope, positions=arena.positions(s))
     if pattern.always:
-        assert layer.arena is not None
-        index = pattern.index(keys, layer.kept[s].table if s in layer.kept else None)
+        index = pattern.index(look, layer.kept[s].table if s in layer.kept else None)
         if index is not None:
-            layer.kept[s] = Kept(len(keys), layer.arena.seen[s // layer.arena.heads] - len(keys), index)
+            layer.kept[s] = Kept(len(look.keys), arena.seen[b] - len(look.keys), index)
             layer.hold()
-    choice: Choice = pattern.choose(Look(layer.slot, heads, queries, keys, layer.scale, softcap, layer.run.ends, index))
+        look = replace(look, index=index)
+    choice: Choice = pattern.choose(look)
     return choice
 
 

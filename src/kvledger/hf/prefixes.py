@@ -7,6 +7,7 @@ What is shared, and is exact (tests/hf/test_prefixes.py compares rows, answers a
   and under recipes that drop while they read (when="chunk", head profiles) that state is what the store holds anyway.
 - Methods that drop after the prompt have nothing left to go on from, unless `dense=True` also keeps what had been read before
   they dropped, at the price of a full cache.
+- Chunks that CacheBlend reads apart, wherever they stood (there up to rounding, as keys are turned).
 
 What is not: the last chunk of a context, whatever follows it (a method may look at its end); contexts that differ in a token,
 in a chunk boundary or in what is protected; a context that was read together with its question; and patched reading.
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from kvledger.cache.arena import Arena
 from kvledger.hf import cache as caches
+from kvledger.hf.encoded import Chunks, Encoded
 from kvledger.hf.hybrid import states
 from kvledger.hf.layer import ArenaLayer
 from kvledger.hf.reading import Reading
@@ -47,6 +49,9 @@ class Begun:
     tokens: int
 
 
+State = Begun | Session | Encoded
+
+
 class Prefixes:
     """Sessions of `model` under `recipe` that have read a context, from a store of at most `bytes` bytes, counted from the
     tensors (shared ones once); least recently used ones go first. Sessions that were handed out are not counted: they share
@@ -54,6 +59,7 @@ class Prefixes:
 
     chunk: tokens read at a time (0: all at once, so that only whole contexts are shared). dense: see above. folder: if given,
     each whole context is also written there (`Session.save`), and found there by this and other processes.
+    chunks: under cacheblend those of earlier contexts, in the same store; the ledger counts them as taken, not read.
     hits: requests whose whole context was there; continued: those that went on from a part; misses: the others. reused: tokens
     that were not read again. Not for several threads at once.
 
@@ -76,7 +82,8 @@ class Prefixes:
         if dense:
             _check_dense(self._blank)
         self.hits = self.continued = self.misses = self.reused = 0
-        self._states: dict[str, Begun | Session] = {}  # least recently used first; keys of whole contexts end in "."
+        self._states: dict[str, State] = {}  # least recently used first; keys of whole contexts end in "."
+        self.chunks = Chunks(model, self._states) if getattr(self.recipe.source, "blends", False) else None
         whose = f"{identity(model, tokenizer)} {self.recipe} {self.recipe.fingerprint} {chunk}"
         self._seed = hashlib.sha256(whose.encode())
 
@@ -133,7 +140,7 @@ class Prefixes:
             self._fit([state], state.tokens, state.tokens)
             self._states[key] = state
             self._trim()
-        assert not isinstance(state, Begun)
+        assert not isinstance(state, Begun | Encoded)
         return state
 
     def _file(self, key: str) -> Path:
@@ -152,7 +159,7 @@ class Prefixes:
         path = {key: state for key in keys if isinstance(state := self._states.get(key), Begun)}
         if path:
             _resume(session, list(path.values())[-1])
-        begun_at, reading = session.tokens, Reading(session)
+        begun_at, reading, session.encoded = session.tokens, Reading(session), self.chunks if session.chunks else None
         for key in keys[session.tokens // self.chunk : -1] if self._between else ():
             reading.advance(ids, session.tokens + self.chunk)
             now = Begun(caches.fork(session.cache), session.tokens)
@@ -186,7 +193,7 @@ class Prefixes:
 
     # ---- bytes ---------------------------------------------------------------------------------------------------
 
-    def _fit(self, states: Sequence[Begun | Session], tokens: int, of: int) -> None:
+    def _fit(self, states: Sequence[State], tokens: int, of: int) -> None:
         held = _size(states)
         if held > self.budget:
             raise ValueError(
@@ -222,22 +229,22 @@ def _check_dense(session: Session) -> None:
         )
 
 
-def _storages(state: Begun | Session) -> dict[tuple[torch.device, int], int]:
+def _storages(state: State) -> dict[tuple[torch.device, int], int]:
     """Bytes by place of all memory that a state holds."""
-    held: list[Any] = []
-    for layer in state.cache.layers:
+    held: list[Any] = [x for rows in getattr(state, "layers", ()) for x in rows]  # of a chunk
+    for layer in () if isinstance(state, Encoded) else state.cache.layers:
         if not isinstance(layer, ArenaLayer):
             held += caches.tensors_of(layer)
             continue
         held += states(layer)  # of a hybrid's recurrent half
         held += layer.arena.tensors if layer.arena is not None else ()
         held += [*layer.last_queries, *(x for learned in layer.states for x in learned or ())]
-        held += getattr(layer.loader.index, "tables", ())
+        held += [*getattr(layer.loader.index, "tables", ()), *(kept.table for kept in layer.kept.values())]
     tensors = [x for x in held if isinstance(x, Tensor)]
     return {(x.device, x.untyped_storage().data_ptr()): x.untyped_storage().nbytes() for x in tensors}
 
 
-def _size(states: Iterable[Begun | Session]) -> int:
+def _size(states: Iterable[State]) -> int:
     return sum({place: n for state in states for place, n in _storages(state).items()}.values())
 
 

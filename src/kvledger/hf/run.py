@@ -65,6 +65,11 @@ class Run:
     spent: float = 0.0  # seconds of its own in a reading that it shares
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """What method and pattern ask for of the model's inside."""
+        return (*self.method.needs, *getattr(self.pattern, "needs", ()))
+
+    @property
     def forgets(self) -> bool:
         """Whether rows go while an answer is written, so that going back needs a copy."""
         moves = self.format is not None and self.format.seals

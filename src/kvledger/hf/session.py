@@ -81,6 +81,7 @@ class Session:
         self._unread: list[int] = []  # history that the cache has not seen yet
         self.made_seconds = 0.0  # of what the recipe's source did, counted among those of reading
         self.chunks: list[int] = []  # where chunks begin that are read apart, and where the last one ends
+        self.encoded: Any = None  # of earlier requests, chunks that were read apart
         self._turns = 0
         self._held = (0, 0)
         self.reading_seconds = 0.0  # of the context, charged to the first turn of each request

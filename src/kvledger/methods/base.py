@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kvledger.cache import chunks
 from kvledger.methods import allocate
 from kvledger.methods.rope import Rope
 from kvledger.recipe import Row, nearest
@@ -276,6 +277,9 @@ def window_attention(view: View, kernel: int, pool: str) -> Tensor:
 
 def softmax_mass(view: View) -> Tensor:
     """softmax(q·k·scale) of the window's queries over the candidates, causal, summed over the queries: [H, G, N] float32."""
+    W = len(view.query_positions)
+    if W and chunks.weighable(view.queries, view.keys) and bool((view.positions[:, -W:] == view.query_positions).all()):
+        return chunks.window_mass(view.queries, view.keys, view.stored.sum(-1).tolist(), view.scale)
     logits = (view.queries.float() @ view.keys.float().transpose(-1, -2)[:, None]).mul_(view.scale)
     later = (
         (view.positions > view.query_positions[:1]).any(0).nonzero()

@@ -6,10 +6,10 @@ from the stored ones in layer `layer` are chosen, and only those are read throug
 their rows' place (§4.2, §4.3); `hf/blend.py` does it.  SCBench's settings (arXiv 2412.10319): chunks of 512 tokens, 15 %
 recomputed.
 
-Deviations: a chunk is encoded at its own place at once, where the paper turns stored keys there, which is the same but for
-rounding; tokens are chosen once, as the authors' code does, where the paper narrows them down layer by layer; the deviation is
-the squared distance of keys and values together (the authors' code: of values).  Nothing is kept between requests here, so the
-ledger shows the whole price, the encoding included; `kvledger.Prefixes` keeps contexts that were blended.
+Deviations: tokens are chosen once, as the authors' code does, where the paper narrows them down layer by layer; the deviation
+is the squared distance of keys and values together (the authors' code: of values).  A session by itself reads every chunk, so
+its ledger shows the whole price.  `kvledger.Prefixes` keeps chunks between requests, and turns their keys to where they stand
+in the next one (§5); chunks of `chunk` tokens are found again only where they are cut alike: documents want a `separator`.
 The last tokens of a context (one, or as many queries as the compression method looks at) are read over all the others.
 """
 

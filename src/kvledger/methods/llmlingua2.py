@@ -69,7 +69,8 @@ def _compressor(model: str, device: str) -> Any:
     from llmlingua import PromptCompressor
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return PromptCompressor(model_name=model, device_map=device, use_llmlingua2=True)
+    safe = {"trust_remote_code": False}  # by itself the library would run code that lies beside a model
+    return PromptCompressor(model_name=model, device_map=device, model_config=safe, use_llmlingua2=True)
 
 
 def _moved(edges: list[int], made: list[str], protected: Sequence[Span]) -> list[Span]:

@@ -42,9 +42,9 @@ class MoBA(Pattern):
     def __post_init__(self) -> None:
         self.at_least(block=1, top=1)
 
-    def index(self, keys: Tensor, old: Tensor | None) -> Tensor:
+    def index(self, look: Look, old: Tensor | None) -> Tensor:
         """Mean keys of the blocks that are complete: [N // block, D] float32."""
-        done = 0 if old is None else len(old)
+        keys, done = look.keys, 0 if old is None else len(old)
         new = (
             keys[done * self.block : len(keys) // self.block * self.block]
             .float()
@@ -55,7 +55,7 @@ class MoBA(Pattern):
 
     def choose(self, look: Look) -> Choice:
         G, T, N = look.shape
-        means = self.index(look.keys, None) if look.index is None else look.index
+        means = self.index(look, None) if look.index is None else look.index
         own = torch.arange(N - T, N, device=means.device)[:, None] // self.block
         later = torch.arange(len(means), device=means.device) >= own
         gates = (look.queries.float() @ means.T).masked_fill(later, -torch.inf)

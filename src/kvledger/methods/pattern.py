@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kvledger.cache.masks import Choice
 from kvledger.methods.base import Shape
+from kvledger.methods.rope import Rope
 from kvledger.recipe import Row
 
 
@@ -25,7 +26,8 @@ from kvledger.recipe import Row
 class Look:
     """What a pattern sees of one head that stores rows: `queries` [G, T, D] of the last T of its N rows, `keys` [N, D], both
     after RoPE; `heads` are the numbers of the G query heads. `ends`: the prompt ends with these queries, as far as anybody
-    knows. `index`: what the pattern's own `index` has made of the rows so far."""
+    knows. `index`: what the pattern's own `index` has made of the rows so far. `values` [N, Dv] and `positions` [N] are of the
+    rows; on request `hidden` [T, E], the layer's input at the queries, and `rope`."""
 
     layer: int
     heads: range
@@ -35,6 +37,10 @@ class Look:
     softcap: float | None = None
     ends: bool = True
     index: Tensor | None = None
+    values: Tensor | None = None
+    positions: Tensor | None = None
+    hidden: Tensor | None = None
+    rope: Rope | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,13 +55,14 @@ class Pattern:
     row: ClassVar[Row]
     role: ClassVar[str] = "pattern"
     always: ClassVar[bool] = False  # for questions and decode steps, too
+    needs: ClassVar[tuple[str, ...]] = ()  # "hidden", "rope"
 
     def choose(self, look: Look) -> Choice:
         """What each query may see."""
         raise NotImplementedError
 
-    def index(self, keys: Tensor, old: Tensor | None) -> Tensor | None:
-        """always: what is kept of the rows `keys` [N, D] for later queries; `old` is what was kept of the first of them."""
+    def index(self, look: Look, old: Tensor | None) -> Tensor | None:
+        """always: what is kept of the rows of `look` for later queries; `old` is what was kept of the first of them."""
         return None
 
     def fit(self, shape: Shape) -> None:

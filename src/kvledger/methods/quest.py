@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvledger.cache import native
 from kvledger.cache.choose import padded, spans_of, top_k
 from kvledger.cache.index import Index, against_bounds, bounds, logits
 from kvledger.methods.reader import Choice, Look, Reader, at_least
@@ -43,16 +44,29 @@ class Quest(Reader):
     def choose(self, look: Look) -> Choice | None:
         if max(look.lengths) <= self.pages * self.size:
             return None
-        mask = top_k(page_scores(look), self.pages)
-        return Choice(spans_of(mask, look.arena, look.segments, self.size), bounds_read(look))
+        found = page_logits(look)
+        if native.available(found):
+            facts = [(s, look.arena.start[s], look.arena.length[s], look.index.count[s]) for s in look.segments]
+            spans = native.pages(found, [x for fact in facts for x in fact], self.pages, self.size)
+        else:
+            spans = spans_of(top_k(_scores(look, found), self.pages), look.arena, look.segments, self.size)
+        return Choice(spans, bounds_read(look))
+
+
+def page_logits(look: Look) -> Tensor:
+    """The bounds of each complete page, [G, pages of all segments]."""
+    return logits(against_bounds(look.q), look.index.tables[0], look.index.spans(look.segments), look.scale)
 
 
 def page_scores(look: Look) -> Tensor:
     """What each page is worth to a KV head's queries, [S, P]: the newest +inf, and -inf behind a segment's last page."""
+    return _scores(look, page_logits(look))
+
+
+def _scores(look: Look, found: Tensor) -> Tensor:
     counts = [look.index.count[s] for s in look.segments]
-    found = logits(against_bounds(look.q), look.index.tables[0], look.index.spans(look.segments), look.scale).amax(0)
     pages = torch.tensor([-(-n // look.index.size) for n in look.lengths])
-    scores = padded(found, counts, int(pages.max()))
+    scores = padded(found.amax(0), counts, int(pages.max()))
     scores[torch.arange(len(pages)), pages - 1] = torch.inf
     return scores
 

@@ -26,6 +26,10 @@ class Rope:
         """Undo `turn`: what a key or query was before its rotation."""
         return self._rotate(x, positions, 1.0 / self.scaling, -1.0)
 
+    def shift(self, x: Tensor, steps: Tensor) -> Tensor:
+        """Rows `x` [..., T, D] that are rotated already, moved by `steps` [..., T] positions."""
+        return self._rotate(x, steps, 1.0, 1.0)
+
     def mean(self, x: Tensor, positions: Tensor) -> Tensor:
         """The mean of `x` [..., D] rotated to each of `positions` [P]: linear in `x`, and no longer a rotation."""
         angles = positions[:, None].to(x.dtype) * self.frequencies.to(x)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -91,18 +92,21 @@ class Scorer:
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the file; an older one is replaced in one step."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"layers.{i}.{name}": x.detach().to("cpu", dtype).contiguous()
-            for i, net in enumerate(self.nets)
-            for name, x in net.tensors().items()
-        }
-        facts = {name: str(value) for name, value in asdict(self.facts).items()}
-        draft = path.with_name(f".{path.name}.part")
-        save_file(tensors, draft, metadata={"format": str(FORMAT), **facts})
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
+        write_layers(Path(path), [net.tensors() for net in self.nets], asdict(self.facts), dtype)
+
+
+def write_layers(path: Path, layers: list[dict[str, Tensor]], about: dict[str, Any], dtype: torch.dtype) -> None:
+    """Write the tensors of all layers and what is to be said of them; an older file is replaced in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"layers.{i}.{name}": x.detach().to("cpu", dtype).contiguous()
+        for i, parts in enumerate(layers)
+        for name, x in parts.items()
+    }
+    draft = path.with_name(f".{path.name}.part")
+    save_file(tensors, draft, metadata={"format": str(FORMAT), **{name: str(value) for name, value in about.items()}})
+    os.chmod(draft, 0o644)
+    os.replace(draft, path)
 
 
 def _check(net: Net, where: str) -> None:
@@ -123,14 +127,15 @@ def read_scorer(path: str | Path) -> Scorer:
         with safe_open(str(file), framework="pt") as opened:
             about = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        return Scorer(_facts(about), _nets(tensors))
+        return Scorer(facts_of(about), tuple(Net(**parts) for parts in layered(tensors, PARTS, ("weight",))))
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(
             f"cannot read the scorer {str(path)!r}: {error}; `kvledger train kvzap|locret --out FILE.safetensors` makes one"
         ) from None
 
 
-def _facts(about: dict[str, str]) -> Facts:
+def facts_of(about: dict[str, str]) -> Facts:
+    """What a file's metadata say. ValueError for those of no such file, or of a newer one."""
     number = about.get("format", "")
     if "kind" not in about or not number.isdecimal():
         raise ValueError("it is a safetensors file, but not a scorer")
@@ -141,16 +146,17 @@ def _facts(about: dict[str, str]) -> Facts:
     return Facts(values["kind"], values["model"], values["data"], counts["steps"], counts["seed"], values["version"])
 
 
-def _nets(tensors: dict[str, Tensor]) -> tuple[Net, ...]:
+def layered(tensors: dict[str, Tensor], parts: Sequence[str], needed: Sequence[str]) -> list[dict[str, Tensor]]:
+    """The tensors `layers.i.PART` of a file by layer, float32. ValueError for others, and for layers without a `needed` one."""
     layers: dict[int, dict[str, Tensor]] = {}
     for name, x in tensors.items():
         root, number, part = [*name.split("."), "", ""][:3]
-        if root != "layers" or not number.isdecimal() or part not in PARTS or not x.is_floating_point():
+        if root != "layers" or not number.isdecimal() or part not in parts or not x.is_floating_point():
             raise ValueError(f"the tensor {name!r} ({x.dtype}) has no place in it")
         layers.setdefault(int(number), {})[part] = x.float()
-    if sorted(layers) != list(range(len(layers))) or any("weight" not in parts for parts in layers.values()):
+    if sorted(layers) != list(range(len(layers))) or any(set(needed) - found.keys() for found in layers.values()):
         raise ValueError("layers are missing in it")
-    return tuple(Net(**layers[i]) for i in range(len(layers)))
+    return [layers[i] for i in range(len(layers))]
 
 
 def fresh_net(kind: str, heads: int, inputs: int, hidden: int, draw: torch.Generator) -> Net:

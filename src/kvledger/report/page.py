@@ -31,6 +31,7 @@ from .footprints import grids
 from .memory import lives
 from .palette import Style, styles
 from .pool import ALL
+from .savings import savings
 from .study import NO_KINDS, Study, collect
 from .summary import EMPTY, Glance, describe, glances, notes, usual_keep
 from .tables import Row
@@ -121,6 +122,7 @@ def _view(study: Study) -> dict[str, Any]:
         "notes": notes(study),
         "keys": [(line, Markup(_swatch(style)), style.css) for line, style in look.items()],
         "glances": _glance_section(glances(every, study.places), keep),
+        "savings": savings(study.facts),
         "criticals": _critical_section(study, first_measure(rows).name),
         "methods": len(look),
         "pareto": _section("pareto", pareto(every, look, known), {"measure": first_measure(rows).name}, _MOST_PANELS),

@@ -17,6 +17,7 @@ from math import cos, log, pi
 import torch
 from torch import Tensor, nn
 
+from kvledger.train.nsa_options import NSAOptions
 from kvledger.train.options import Options
 from kvledger.train.scorer_options import ScorerOptions
 
@@ -109,7 +110,7 @@ def target(step: int, o: Options) -> float:
     return o.sparsity * done
 
 
-def rate(step: int, o: Options | ScorerOptions) -> float:
+def rate(step: int, o: Options | ScorerOptions | NSAOptions) -> float:
     """Learning rate of step `step` as a fraction of its peak: warm-up, then linear, cosine, or a fall over the last part."""
     rise = round(o.warmup * o.steps)
     if o.decay == "ends":  # DuoAttention: up over the first part, down over the last, never below the floor

@@ -100,7 +100,7 @@ def examples(kind: str, model: Any, tokenizer: Any, sequence: Packed) -> Iterato
 
 def _repeated(model: Any, chat: Chat, ids: list[int]) -> Example:
     method = Repeater()
-    cache = _read(model, method, ids)
+    cache = read_by(model, method, ids)
     ask(model, cache, [ids], chat)
     tallies = [_tally(layer) for layer in arenas(cache)]
     return Example(tuple(method.inputs), tuple(x.clamp(min=LEAST).log() for x in tallies))
@@ -116,11 +116,11 @@ def _tally(layer: ArenaLayer) -> Tensor:
 
 def _answered(model: Any, ids: list[int], asking: tuple[int, ...]) -> Example:
     method = Answerer(asking=asking)
-    _read(model, method, ids)
+    read_by(model, method, ids)
     return Example(tuple(method.inputs), tuple(method.wanted))
 
 
-def _read(model: Any, method: Method, ids: list[int]) -> Any:
+def read_by(model: Any, method: Method, ids: list[int]) -> Any:
     """A cache that has read `ids` and dropped nothing, with `method` looking on."""
     cache = new_cache(model, method)
     run = run_of(cache)
