@@ -39,21 +39,26 @@ class Store:
     arena: Arena
     reader: Reader | None
     index: Any = None
-    nbytes: int = 0
+    choice: Any = None
 
     def read(self, q: Tensor, new: Tensor) -> Tensor:
         scale, segments = q.shape[-1] ** -0.5, list(range(self.arena.heads))
         if self.reader is None:
-            self.nbytes = self.arena.rows * self.arena.row_nbytes
             return attend(q, new, new, self.arena, scale)[0]
         if self.index is not None:
             self.index.update(self.arena, segments)
-        choice = self.reader.choose(
+        self.choice = self.reader.choose(
             Look(q.view(len(segments), -1, q.shape[-1]), segments, self.arena, scale, self.index)
         )
-        assert choice is not None, "everything is read"
-        self.nbytes = choice.nbytes + int(choice.spans[:, 2].sum()) * self.arena.row_nbytes
-        return decode_spans(q, self.arena, choice.spans.flatten(), scale)[0]
+        assert self.choice is not None, "everything is read"
+        return decode_spans(q, self.arena, self.choice.spans.flatten(), scale)[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the last step has read."""
+        if self.choice is None:
+            return self.arena.alive_nbytes
+        return self.choice.nbytes + self.arena.read_nbytes(self.choice.spans)
 
 
 def store_of(k: Tensor, v: Tensor, reader: Reader | None) -> tuple[Store, float]:

@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "harness": {"hf", "recipe", "tasks", "zoo"},
     "serve": {"hf", "methods", "recipe", "tasks"},
     "cli": ALL,
+    "__main__": {"cli"},
 }
 NO_TORCH = ("kvledger", "kvledger.cli", "kvledger.tasks", "kvledger.report", "kvledger.records", "kvledger.recipe")
 

@@ -1,6 +1,7 @@
 """The command line as a script sees it: JSON documents, one-line errors, exit statuses."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert status == 2
     assert captured.err.count("\n") == 1, captured.err
     return captured.err
+
+
+def test_the_package_is_a_command_too() -> None:
+    told = subprocess.run([sys.executable, "-m", "kvledger", "--help"], capture_output=True, text=True, check=True)
+    assert "usage: kvledger" in told.stdout
 
 
 def test_methods_and_tasks_are_json(capsys: pytest.CaptureFixture[str]) -> None:

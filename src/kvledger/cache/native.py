@@ -140,10 +140,10 @@ def pages(logits: Tensor, of: Sequence[int], k: int, size: int) -> Tensor:
     over the n complete pages of all segments. `of`, flat: segment, first row, rows, complete pages. Spans [m, 3]."""
     library = _library()
     assert library is not None
-    logits, facts = logits.contiguous(), torch.tensor(of, dtype=torch.int64)
+    logits, facts = logits.contiguous(), array("q", of)
     spans = torch.empty(len(facts) // 4 * k, 3, dtype=torch.int64)
     found = library.kvledger_pages(
-        logits.data_ptr(), len(logits), facts.data_ptr(), len(facts) // 4, k, size, spans.data_ptr()
+        logits.data_ptr(), len(logits), facts.buffer_info()[0], len(facts) // 4, k, size, spans.data_ptr()
     )
     if found < 0:
         raise MemoryError("no memory to choose the pages of a decode step")
