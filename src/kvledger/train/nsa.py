@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
-from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +29,7 @@ from kvledger.methods.nsafile import Branches, Facts, Trained, fresh
 from kvledger.methods.rope import Rope
 from kvledger.train.checkpoint import Files, load_state, save_state
 from kvledger.train.data import Packed, Stream
+from kvledger.train.descent import descend
 from kvledger.train.gates import rate
 from kvledger.train.nsa_options import NSAOptions
 from kvledger.train.targets import read_by
@@ -135,7 +135,7 @@ class NSATrainer:
         for _ in range(o.updates):
             loss, error, held = self._loss(lessons)
             first = first or (float(loss.detach()), error, held)
-            self._update(loss)
+            descend(self.optimizer, loss, self._parameters().values(), self.options.clip)
         assert first is not None
         seconds = time.perf_counter() - began
         self.spent, self.step = self.spent + seconds, self.step + 1
@@ -166,16 +166,6 @@ class NSATrainer:
         parts = [examine(self.pattern, net, one) for lesson in lessons for net, one in zip(self.nets, lesson)]
         error, focus, held = (torch.stack(x).mean() for x in zip(*parts))
         return error + self.options.focus * focus, float(error.detach()), float(held)
-
-    def _update(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        if not isfinite(float(loss.detach())):
-            raise FloatingPointError(f"the loss is {float(loss.detach())}")
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters().values(), self.options.clip or float("inf"))
-        if not bool(norm.isfinite()):
-            raise FloatingPointError("a gradient is not finite")
-        self.optimizer.step()
 
     # ---- what is kept --------------------------------------------------------------------------------------------
 

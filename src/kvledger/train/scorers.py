@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from kvledger.hf.cache import check_supported
 from kvledger.methods.scorerfile import Facts, Net, Scorer, fresh_net
 from kvledger.train.checkpoint import Files, load_state, save_state
 from kvledger.train.data import Packed, Stream
+from kvledger.train.descent import descend
 from kvledger.train.gates import rate
 from kvledger.train.scorer_options import ScorerOptions
 from kvledger.train.targets import Example, examples
@@ -88,22 +88,12 @@ class ScorerTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         for _ in range(o.updates):
-            self._update(self._loss(scorer, found))
+            descend(self.optimizer, self._loss(scorer, found), self._parameters().values(), o.clip)
         seconds = time.perf_counter() - began
         self.spent += seconds
         speed = o.batch * o.seq_len / seconds
         self.step += 1
         return ScorerStep(self.step - 1, loss, correlation, lr, speed, self.spent)
-
-    def _update(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        if not isfinite(float(loss.detach())):
-            raise FloatingPointError(f"the loss is {float(loss.detach())}")
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters().values(), self.options.clip or float("inf"))
-        if not bool(norm.isfinite()):
-            raise FloatingPointError("a gradient is not finite")
-        self.optimizer.step()
 
     def _loss(self, scorer: Scorer, found: list[Example]) -> Tensor:
         """Mean over examples and layers of the error, and what neighbours differ."""
