@@ -21,7 +21,7 @@ from unittest import mock
 
 from kvledger import records
 from kvledger.cache import arena, ledger
-from kvledger.hf import chat, layer, reading, session
+from kvledger.hf import chat, layer, reading, session, together
 from kvledger.run import cell, host
 from kvledger.run.sweep import Grid, sweep
 
@@ -31,7 +31,7 @@ RECIPES = (
     "snapkv(keep=0.3, when='chunk')", "tova(keep=0.3)", "kvzap(keep=0.3)", "h2o(keep=0.3)",
 )  # fmt: skip
 PIECES: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
-    "model": ((session.Session, ("forward",)),),
+    "model": ((session.Session, ("forward",)), (together, ("_forward",))),
     "rows in": ((arena.Arena, ("append", "seal", "follow")),),
     "copies": ((arena.Arena, ("move",)),),
     "noting": ((layer, ("note", "watch")), (reading, ("ask",))),

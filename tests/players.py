@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvledger.records import Cell, Record
 from kvledger.run.engine import Left
-from kvledger.run.jobs import Job
+from kvledger.run.jobs import Bundle, Job
 
 
 @dataclass
@@ -36,7 +36,11 @@ class Pretender:
     def resolve(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
         return tuple(replace(cell, weights="w") for cell in cells)
 
-    def play(self, job: Job) -> Iterator[Record | Left]:
+    def play(self, bundle: Bundle) -> Iterator[Record | Left]:
+        for job in bundle.jobs:
+            yield from self._play(job)
+
+    def _play(self, job: Job) -> Iterator[Record | Left]:
         self._meet()
         if said := dict(self.errors).get(job.index):
             if said.startswith("bad row"):

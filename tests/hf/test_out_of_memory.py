@@ -107,7 +107,7 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch, text: 
 def test_a_run_keeps_what_was_finished_and_goes_on_with_the_same_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    grid = Grid("zoo", ("full",), ("scbench/kv",), context=(256,), chunk=128, samples=2, turns=2)
+    grid = Grid("zoo", ("full",), ("scbench/kv",), context=(256,), chunk=128, samples=2, turns=2, together=1)
     plain, count = Session.forward, 0
 
     def forward(self: Session, ids: list[int], kind: str) -> None:

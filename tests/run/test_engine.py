@@ -11,7 +11,7 @@ from players import Pretender
 from kvledger.records import Cell, Record
 from kvledger.run.engine import TRIES, Crew, Engine, Here, Left
 from kvledger.run.engine_local import Local
-from kvledger.run.jobs import Job, jobs_of, longest_first, share, undone
+from kvledger.run.jobs import Job, bundled, jobs_of, longest_first, share, undone
 from kvledger.run.staff import Staff
 
 TURNS, SAMPLES = 3, 5
@@ -150,3 +150,23 @@ def test_devices_go_round_and_cores_are_shared(monkeypatch: pytest.MonkeyPatch) 
     pairs = Local(Pretender, 3, ("4", "5", "6", "7"), 2)
     assert [pairs._environment(n)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["4,5", "6,7", "4,5"]
     assert Local(Pretender, 3)._environment(0) == {"OMP_NUM_THREADS": "2"}
+
+
+def test_neighbours_are_bundled_as_far_as_they_have_room() -> None:
+    jobs = jobs_of(CELLS)
+    bundles = bundled(jobs, 2 * jobs[0].answers, len(jobs))
+    assert [job for bundle in bundles for job in bundle.jobs] == jobs
+    assert {len(bundle.jobs) for bundle in bundles} == {2}
+    assert [len(bundle.jobs) for bundle in bundled(jobs, 1, len(jobs))] == [1] * len(jobs), "a large job stands alone"
+    assert max(len(bundle.jobs) for bundle in bundled(jobs, 1000, 2)) == 2
+    assert bundled([], 8, 1) == []
+
+
+def test_a_bundle_goes_on_where_its_worker_was_lost(tmp_path: Path) -> None:
+    (tmp_path / "1").touch()
+    jobs, warnings = jobs_of(CELLS), list[str]()
+    with Crew(Local(partial(Pretender, deaths=tmp_path), 1), warnings.append) as crew:
+        told = [record for _, record in crew.play(jobs, 1000)]
+    assert len(warnings) == 1
+    turns = [(r.cell, r.sample, r.turn) for r in told if isinstance(r, Record)]
+    assert len(turns) == len(set(turns)) == sum(job.turns for job in jobs)

@@ -21,6 +21,7 @@ from kvledger.cli import main
 from kvledger.critical.search import UNDEFINED, Aim
 from kvledger.recipe import parse
 from kvledger.records import Cell, Record, claim, read
+from kvledger.run.cell import Unplayed
 from kvledger.run.plan import conversation, plan, price
 from kvledger.run.search import FULL, Quest, Search, ladder, open_field, pursue, quests
 from kvledger.run.sweep import Grid, sweep
@@ -33,11 +34,16 @@ RECIPES = ("random(when='chunk')", "kvzap(when='chunk')")
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model: an answer is right if a number drawn for sample and turn is below the budget and a half."""
 
-    def play(cell: Cell, host: Any, index: int, done: set[int]) -> Iterator[Record]:
+    def play(wanted: dict[tuple[Cell, int], set[int]], host: Any, most: int) -> Iterator[Record | Unplayed]:
+        for (cell, index), done in wanted.items():
+            if parse(cell.recipe).keep < 0.3 and "protect" in cell.recipe:
+                yield Unplayed(cell, index, ValueError("protected rows do not fit"))
+            else:
+                yield from answers(cell, index, done)
+
+    def answers(cell: Cell, index: int, done: set[int]) -> Iterator[Record]:
         for turn in range(cell.turns):
             keep = parse(cell.recipe).keep
-            if keep < 0.3 and "protect" in cell.recipe:
-                raise ValueError("protected rows do not fit")
             right = random.Random(f"{cell.task} {index} {turn}").random() < keep + 0.5
             if turn not in done:
                 blank = (f for f in fields(Record) if f.default is MISSING)

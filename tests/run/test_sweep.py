@@ -160,3 +160,29 @@ def test_a_method_in_a_file_of_the_current_folder_is_run_by_its_path(tiny: Path,
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     (record,) = read(tmp_path / "out")[0]
     assert (record.recipe, record.method, record.keep) == ("mine.ValueNorm(keep=0.5)", "mine.ValueNorm", 0.5)
+
+
+def test_answers_written_at_once_are_those_written_one_by_one(tiny: Path, tmp_path: Path) -> None:
+    options = dict(
+        recipes=("full", "snapkv(keep=0.3)", "adakv(keep=0.4, when='chunk')", "full + int8()"),
+        modes=("multi-turn", "multi-request"), visibility=("hidden", "visible"), samples=2, turns=3,
+    )  # fmt: skip
+    one_by_one = play(tiny, tmp_path / "one", together=1, **options)
+    for together in (3, 64):
+        assert facts(play(tiny, tmp_path / str(together), together=together, **options)) == facts(one_by_one)
+
+
+def test_a_sample_that_cannot_be_played_is_left_out_alone(tiny: Path, tmp_path: Path) -> None:
+    good, long = tmp_path / "good.jsonl", tmp_path / "long.jsonl"
+    row = '{"context": "%s", "turns": [{"question": "Who?", "answer": "Ann"}, {"question": "Why?", "answer": "so"}]}\n'
+    good.write_text((row % "Ann lives in Oslo. ") * 2)
+    long.write_text(row % "Ann lives in Oslo. " + row % ("word " * 2000))
+    warnings: list[str] = []
+    grid = Grid(str(tiny), ("full",), (str(long), str(good)), ("multi-request",), context=(1000,), chunk=128, samples=2)
+    assert sweep(grid, tmp_path / "out", lambda progress: None, warnings.append) == 2 + 4
+    assert [line for line in warnings if "sample 1" in line] == warnings != []
+
+
+def test_less_than_one_answer_at_once_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="together=0 must be at least 1"):
+        play(tiny, tmp_path, together=0)

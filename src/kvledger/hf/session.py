@@ -24,6 +24,7 @@ from kvledger.hf.place import home
 from kvledger.hf.prompting import hash_of, prepare
 from kvledger.hf.reading import Reading
 from kvledger.hf.recurrent import parts
+from kvledger.hf.together import Step, Steps, alone
 from kvledger.recipe import Recipe
 
 
@@ -85,7 +86,8 @@ class Session:
         self._turns = 0
         self._held = (0, 0)
         self.reading_seconds = 0.0  # of the context, charged to the first turn of each request
-        self._argument = caches.argument(model)
+        self.argument = caches.argument(model)
+        self.absent = 0.0  # seconds that went to others, while an answer was written together with theirs (together.py)
         self.short_logits = (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
@@ -144,9 +146,13 @@ class Session:
 
     def turn(self, question: str, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
         """`ask` with its figures."""
+        return alone(self.turn_steps(question, max_new_tokens, gold))
+
+    def turn_steps(self, question: str, max_new_tokens: int = 64, gold: str | None = None) -> Steps[Answer]:
+        """`turn` in steps, for who does several at a time."""
         if self.logits is not None:
             raise ValueError("the question that was read with the context has not been answered: call `answer` first")
-        started = time.perf_counter()
+        started = self.now()
         self._note_bytes()
         if not self.tokens:
             before, after = self.chat.opening("", question)
@@ -162,24 +168,28 @@ class Session:
         self._unread = []
         self._turns += 1
         for start in range(0, len(ids), self.chunk or len(ids)):
-            self.forward(ids[start : start + (self.chunk or len(ids))], "ask")
-        self.reading_seconds += time.perf_counter() - started
-        return self.answer(max_new_tokens, gold)
+            yield Step(self, ids[start : start + (self.chunk or len(ids))], "ask")
+        self.reading_seconds += self.now() - started
+        return (yield from self.answer_steps(max_new_tokens, gold))
 
     def answer(self, max_new_tokens: int = 64, gold: str | None = None) -> Answer:
         """Generate the answer to a question that has been read."""
+        return alone(self.answer_steps(max_new_tokens, gold))
+
+    def answer_steps(self, max_new_tokens: int = 64, gold: str | None = None) -> Steps[Answer]:
+        """`answer` in steps."""
         if self.logits is None:
             raise ValueError("no question waits for an answer: read one with the context, or call `ask`")
         self.check_length(self.tokens + max_new_tokens)
-        prompt_tokens, started = self.tokens, time.perf_counter() - self.reading_seconds
+        prompt_tokens, started = self.tokens, self.now() - self.reading_seconds
         marks = self._mark() if gold is not None else None
-        new, first = self._decode(max_new_tokens)
+        new, first = yield from self._decode(max_new_tokens)
         if marks is not None:
             assert gold is not None
             self._rollback(marks)
             self._unread = self.chat.answer(gold)
         self.logits = None
-        self.reading_seconds, seconds = 0.0, time.perf_counter() - started
+        self.reading_seconds, seconds = 0.0, self.now() - started
         return Answer(self.chat.text(new), prompt_tokens, len(new), *self._held, first - started, seconds)
 
     def fork(self) -> Session:
@@ -218,24 +228,36 @@ class Session:
         for part in parts(self, ids, kind):
             tensor = torch.tensor([part], device=home(self.model))
             with explained(self, max(self.expected, self.tokens + len(ids))):
-                out = self.model(input_ids=tensor, use_cache=True, **{self._argument: self.cache}, **self.short_logits)
+                out = self.model(input_ids=tensor, use_cache=True, **{self.argument: self.cache}, **self.short_logits)
             self.logits = out.logits[0, -1]
             caches.account(self.cache, self.run, len(part))
             self.tokens += len(part)
 
-    def _decode(self, max_new_tokens: int) -> tuple[list[int], float]:
-        """Greedy tokens, the stop token left out, and the moment of the first of them."""
+    def pick(self, logits: Tensor) -> int:
+        """The next token: the likeliest."""
+        return int(logits.argmax())
+
+    def hear(self, token: int) -> None:
+        """Told of each token of an answer as it comes."""
+
+    def now(self) -> float:
+        """Seconds on a clock that stands still while others are worked for."""
+        return time.perf_counter() - self.absent
+
+    def _decode(self, max_new_tokens: int) -> Steps[tuple[list[int], float]]:
+        """The tokens that are picked, the stop token left out, and the moment of the first of them."""
         new: list[int] = []
         stop, first = self._stop_ids(), 0.0
         while len(new) < max_new_tokens:
             assert self.logits is not None
-            token = int(self.logits.argmax())
-            first = first or time.perf_counter()
+            token = self.pick(self.logits)
+            first = first or self.now()
             if token in stop:
                 return new, first
             new.append(token)
+            self.hear(token)
             if len(new) < max_new_tokens:
-                self.forward([token], "decode")
+                yield Step(self, [token], "decode")
         self._unread = new[-1:]
         return new, first
 

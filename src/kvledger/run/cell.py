@@ -7,18 +7,21 @@ are dropped. patched: as visible, and each chunk is judged by the prompt's last 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Container, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
 from kvledger.hf.chat import count
+from kvledger.hf.memory import load_of
 from kvledger.hf.session import Answer, Session, check_chunk, check_length
+from kvledger.hf.together import Step, together
 from kvledger.recipe import Recipe, parse
 from kvledger.records import Cell, Record
-from kvledger.run.readings import Readings
+from kvledger.run.readings import BYTES_HELD, Readings
 from kvledger.tasks import get
-from kvledger.tasks.base import Form, Sample, Turn
+from kvledger.tasks.base import Form, Sample
 from kvledger.tasks.hub import Data
 
 BESIDE = 4  # characters: the tokens next to the evidence belong to it, for heads that copy look at what follows a match
@@ -69,7 +72,7 @@ def check(cell: Cell) -> None:
 
 def sample_of(cell: Cell, host: Host, index: int) -> Sample:
     """Sample `index` of a cell's task; the recipes that are compared on it share one."""
-    key = cell.task, cell.seed, index, cell.context, cell.turns, cell.form, cell.data
+    key = _key(cell, index)
     if key not in host.samples:
         if len(host.samples) >= SAMPLES_HELD:
             host.samples.clear()
@@ -80,23 +83,82 @@ def sample_of(cell: Cell, host: Host, index: int) -> Sample:
     return host.samples[key]
 
 
-def play(cell: Cell, host: Host, index: int, done: set[int]) -> Iterator[Record]:
-    """Records of the turns of sample `index` that are not `done`. A conversation broken off in the middle is replayed up
-    to there, since its cache has to be rebuilt; what was recorded is not recorded again."""
-    sample = sample_of(cell, host, index)
-    recipe = parse(cell.recipe)
-    host.readings.turn_to((cell.task, cell.seed, index, cell.context, cell.turns, cell.form, cell.data))
-    check_length(host.model, room(host, sample))
-    answers = _conversation if cell.mode == "multi-turn" else _requests
-    for number, answer, session in answers(cell, host, recipe, sample, done):
-        if number in done:
-            continue
-        ledger = session.ledger
-        if recipe.method.must_drop and not ledger.dropped:
-            raise RuntimeError(f"{cell.recipe} dropped nothing on {cell.task}: its score would be the full cache's")
-        if getattr(recipe.source, "must_drop", False) and not ledger.skipped:
-            raise RuntimeError(f"{cell.recipe} left out nothing of {cell.task}: its score would be the whole context's")
-        yield _record(cell, host, recipe, index, number, sample.turns[number], answer, session)
+@dataclass(frozen=True)
+class Unplayed:
+    """Why a cell's sample, or one question of it, cannot be played."""
+
+    cell: Cell
+    index: int
+    error: ValueError
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cell on one of its samples, by a model."""
+
+    cell: Cell
+    host: Host
+    index: int
+    sample: Sample
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return parse(self.cell.recipe)
+
+
+Work = Generator[Step | Record | Unplayed]
+
+
+def play(wanted: Mapping[tuple[Cell, int], Container[int]], host: Host, most: int = 1) -> Iterator[Record | Unplayed]:
+    """Records of the turns that are wanted: of a cell's sample, all that are not done (cell, sample -> turns that are). Up to
+    `most` answers are written at once (`hf.together`), fewer where caches are large; what is of one sample should stand
+    together, since it is read once.
+
+    A conversation broken off in the middle is replayed up to there, since its cache has to be rebuilt; what was recorded is
+    not recorded again."""
+    row = load_of(host.model).row
+    peers: dict[object, dict[str, None]] = defaultdict(dict)
+    for cell, index in wanted:
+        most = max(1, min(most, BYTES_HELD // (row * cell.context)))
+        peers[_key(cell, index)][cell.recipe] = None
+    works = (
+        work
+        for (cell, index), done in wanted.items()
+        for work in _works(cell, host, index, done, tuple(peers[_key(cell, index)]))
+    )
+    return together(works, most)
+
+
+def _works(cell: Cell, host: Host, index: int, done: Container[int], peers: tuple[str, ...]) -> Iterator[Work]:
+    """A conversation, or requests that do not know of each other. `peers`: recipes that want the same sample.
+
+    Each work reads its context before its first step, so what has been read of the sample is there as long as it is needed."""
+    try:
+        sample = sample_of(cell, host, index)
+        host.readings.turn_to(_key(cell, index), peers)
+        check_length(host.model, room(host, sample))
+    except ValueError as error:
+        yield (why for why in [Unplayed(cell, index, error)])
+        return
+    todo = [number for number in range(len(sample.turns)) if number not in done]
+    case = Case(cell, host, index, sample)
+    if todo and cell.mode == "multi-turn":
+        yield _guarded(case, _conversation(case, done))
+    elif todo:
+        yield from (_guarded(case, _request(case, number)) for number in todo)
+
+
+def _key(cell: Cell, index: int) -> tuple[object, ...]:
+    """What makes a sample."""
+    return cell.task, cell.seed, index, cell.context, cell.turns, cell.form, cell.data
+
+
+def _guarded(case: Case, work: Generator[Step | Record]) -> Work:
+    """`work`, which ends with the first ValueError that it meets."""
+    try:
+        yield from work
+    except ValueError as error:
+        yield Unplayed(case.cell, case.index, error)
 
 
 def _spans(recipe: Recipe, sample: Sample) -> list[tuple[int, int]]:
@@ -120,33 +182,29 @@ def room(host: Host, sample: Sample) -> int:
     return host.count(sample.text) + turns
 
 
-def _conversation(
-    cell: Cell, host: Host, recipe: Recipe, sample: Sample, done: set[int]
-) -> Iterator[tuple[int, Answer, Session]]:
-    if len(done) == len(sample.turns):
-        return
-    session = None
-    for number, turn in enumerate(sample.turns):
+def _conversation(case: Case, done: Container[int]) -> Generator[Step | Record]:
+    cell, session = case.cell, None
+    for number, turn in enumerate(case.sample.turns):
         gold = turn.gold if cell.history == "gold" else None
         if session is None and cell.visibility != "hidden":
-            session = reader(cell, host, recipe, sample, turn.question)
-            answer = session.answer(turn.max_new_tokens, gold)
+            session = reader(cell, case.host, case.recipe, case.sample, turn.question)
+            answer = yield from session.answer_steps(turn.max_new_tokens, gold)
         else:
-            session = session or reader(cell, host, recipe, sample, None)
-            answer = session.turn(turn.question, turn.max_new_tokens, gold)
-        yield number, answer, session
+            session = session or reader(cell, case.host, case.recipe, case.sample, None)
+            answer = yield from session.turn_steps(turn.question, turn.max_new_tokens, gold)
+        if number not in done:
+            yield _record(case, number, answer, session)
 
 
-def _requests(
-    cell: Cell, host: Host, recipe: Recipe, sample: Sample, done: set[int]
-) -> Iterator[tuple[int, Answer, Session]]:
-    for number, turn in enumerate(sample.turns):
-        if number in done:
-            continue
-        hidden = cell.visibility == "hidden"
-        request = reader(cell, host, recipe, sample, None if hidden else turn.question)
-        answer = request.turn(turn.question, turn.max_new_tokens) if hidden else request.answer(turn.max_new_tokens)
-        yield number, answer, request
+def _request(case: Case, number: int) -> Generator[Step | Record]:
+    cell, turn = case.cell, case.sample.turns[number]
+    hidden = cell.visibility == "hidden"
+    session = reader(cell, case.host, case.recipe, case.sample, None if hidden else turn.question)
+    if hidden:
+        answer = yield from session.turn_steps(turn.question, turn.max_new_tokens)
+    else:
+        answer = yield from session.answer_steps(turn.max_new_tokens)
+    yield _record(case, number, answer, session)
 
 
 def reader(cell: Cell, host: Host, recipe: Recipe, sample: Sample, question: str | None) -> Session:
@@ -158,10 +216,19 @@ def reader(cell: Cell, host: Host, recipe: Recipe, sample: Sample, question: str
     return session
 
 
-def _record(
-    cell: Cell, host: Host, recipe: Recipe, index: int, number: int, turn: Turn, answer: Answer, session: Session
-) -> Record:
+def _check_effect(case: Case, session: Session) -> None:
+    """RuntimeError for a recipe that had to drop something, and dropped nothing."""
+    cell, recipe, ledger = case.cell, case.recipe, session.ledger
+    if recipe.method.must_drop and not ledger.dropped:
+        raise RuntimeError(f"{cell.recipe} dropped nothing on {cell.task}: its score would be the full cache's")
+    if getattr(recipe.source, "must_drop", False) and not ledger.skipped:
+        raise RuntimeError(f"{cell.recipe} left out nothing of {cell.task}: its score would be the whole context's")
+
+
+def _record(case: Case, number: int, answer: Answer, session: Session) -> Record:
+    cell, recipe, turn = case.cell, case.recipe, case.sample.turns[number]
     task, ledger = get(cell.task), session.ledger
+    _check_effect(case, session)
     return Record(
         cell=cell.key,
         model=cell.model,
@@ -175,7 +242,7 @@ def _record(
         context=cell.context,
         chunk=cell.chunk,
         seed=cell.seed,
-        sample=index,
+        sample=case.index,
         turn=number,
         depth=turn.depth,
         prompt_tokens=answer.prompt_tokens,
@@ -197,7 +264,7 @@ def _record(
         ttft_seconds=answer.ttft_seconds,
         seconds=answer.seconds,
         curve=ledger.curve(),
-        versions=host.versions,
+        versions=case.host.versions,
         question=turn.question,
         golds=turn.golds,
         prefill_work=ledger.prefill_work,

@@ -43,6 +43,7 @@ def add_parser(commands: Any) -> Any:
 
 
 def _staff_options(group: Any) -> None:
+    group.add_argument("--together", type=int, default=16, metavar="N", help="answers written at once, in one forward")
     group.add_argument("--engine", default="local", choices=ENGINES, help="processes here, or a Ray cluster's actors")
     group.add_argument("--workers", type=int, metavar="N", help="models at work; default: one a GPU, or one on a CPU")
     group.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs that each model is spread over")

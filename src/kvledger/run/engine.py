@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kvledger.records import Cell, Record
-from kvledger.run.jobs import Job
+from kvledger.run.jobs import PIECES, Bundle, Job, bundled
 
 TRIES = 3  # workers that one job may take down without telling anything, or that may die in a row while they start
 
 
-Order = Job | tuple[Cell, ...]  # play it; or: say what these cells are with your model
+Order = Bundle | tuple[Cell, ...]  # play it; or: say what these cells are with your model
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Player(Protocol):
 
     def resolve(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]: ...
 
-    def play(self, job: Job) -> Iterator[Record | Left]: ...
+    def play(self, bundle: Bundle) -> Iterator[Record | Left]: ...
 
 
 Make = Callable[[], Player]  # travels to the worker, so it must pickle
@@ -124,7 +124,7 @@ class Service:
 
 def answers(player: Player, order: Order) -> Iterator[Message]:
     """What a player has to say to an order."""
-    if isinstance(order, Job):
+    if isinstance(order, Bundle):
         yield from player.play(order)
     else:
         yield Resolved(player.resolve(order))
@@ -216,9 +216,11 @@ class Crew:
                 return list(message.cells)
         raise RuntimeError(f"no worker could look at the cells: {'; '.join(self.given_up)}")
 
-    def play(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Record | Left]]:
-        """(worker, what it tells) until all jobs are over. RuntimeError at the end if some took down each worker they met."""
-        for number, message in self._work(jobs):
+    def play(self, jobs: Sequence[Job], answers: int = 1) -> Iterator[tuple[int, Record | Left]]:
+        """(worker, what it tells) until all jobs are over, bundled so that up to `answers` can be written at once. RuntimeError
+        at the end if some took down each worker they met."""
+        most = len(jobs) // (PIECES * len(self.posts)) if len(self.posts) > 1 else len(jobs)
+        for number, message in self._work(bundled(jobs, answers, max(1, most))):
             if isinstance(message, Record | Left):
                 yield number, message
         if self.given_up:
@@ -277,8 +279,8 @@ class Crew:
             if self.stillborn >= TRIES:
                 raise RuntimeError(f"{TRIES} workers in a row were lost before they could play: {lost}")
         if order is not None and tries >= TRIES:
-            self.given_up.append(f"{order if isinstance(order, Job) else 'the cells'} ({lost})")
+            self.given_up.append(f"{order if isinstance(order, Bundle) else 'the cells'} ({lost})")
         elif order is not None:
-            waiting.appendleft((order.less(post.told) if isinstance(order, Job) else order, tries))
+            waiting.appendleft((order.less(post.told) if isinstance(order, Bundle) else order, tries))
         post.hand.dismiss()
         post.hand, post.ready, post.order = self.engine.hire(post.number), False, None

@@ -17,7 +17,7 @@ import torch
 
 from kvledger.records import Log, Record, claim
 from kvledger.run.host import Player
-from kvledger.run.jobs import Job, jobs_of, longest_first, share, undone
+from kvledger.run.jobs import Bundle, Job, jobs_of, longest_first, share, undone
 from kvledger.run.staff import Staff
 from kvledger.run.sweep import Grid, known
 
@@ -96,7 +96,7 @@ def _kind(job: Job) -> Kind:
 
 def _sample(player: Player, job: Job, out: Path, staff: Staff) -> list[Record]:
     """Plays and records the first conversation of a job. ValueError if it cannot be played."""
-    told = list(player.play(Job(job.cells[:1], job.index, job.done)))
+    told = list(player.play(Bundle((Job(job.cells[:1], job.index, job.done),))))
     records = [message for message in told if isinstance(message, Record)]
     if not records:
         raise ValueError(f"nothing can be measured on {job}: {told}")

@@ -18,7 +18,7 @@ from kvledger.records import Cell, Record
 from kvledger.run.cell import Host, play, room, sample_of
 from kvledger.run.engine import Left
 from kvledger.run.fitting import fitting
-from kvledger.run.jobs import Job
+from kvledger.run.jobs import Bundle
 from kvledger.tasks import Unfit, get
 from kvledger.tasks.hub import Data
 
@@ -36,14 +36,14 @@ class Player:
     def resolve(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
         return tuple(resolve(self.grid, cells, self.host))
 
-    def play(self, job: Job) -> Iterator[Record | Left]:
+    def play(self, bundle: Bundle) -> Iterator[Record | Left]:
         """Records of the turns that are not done, and why a sample cannot be played."""
-        self.host.readings.recipes = tuple(dict.fromkeys(cell.recipe for cell in job.cells))
-        for cell in job.cells:
-            try:
-                yield from play(cell, self.host, job.index, set(job.done.get(cell.key, ())))
-            except ValueError as error:  # of this sample alone: a row that is too long, or is none
-                yield Left(f"{cell.task}, sample {job.index}: {error}")
+        wanted = {(cell, job.index): job.done.get(cell.key, ()) for job in bundle.jobs for cell in job.cells}
+        for told in play(wanted, self.host, self.grid.together):
+            if isinstance(told, Record):
+                yield told
+            else:  # of this sample alone: a row that is too long, or is none
+                yield Left(f"{told.cell.task}, sample {told.index}: {told.error}")
 
 
 def prepare(grid: Grid, cells: Sequence[Cell]) -> tuple[Host, list[Cell]]:

@@ -46,8 +46,46 @@ class Job:
         context = self.cells[0].context
         return len(readings) * context * (1 + context / 65536) + ANSWER * (self.turns - self.reused)
 
+    @property
+    def answers(self) -> int:
+        """How many can be written at once: a conversation's one after the other, requests side by side."""
+        return sum(1 if c.mode == "multi-turn" else c.turns - len(self.done.get(c.key, ())) for c in self.cells)
+
     def __str__(self) -> str:
         return f"{self.cells[0].task}, sample {self.index} ({len(self.cells)} cells)"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Jobs that one worker plays at a time, so that their answers share forwards."""
+
+    jobs: tuple[Job, ...]
+
+    def less(self, told: Sequence[Record]) -> Bundle:
+        """Without the turns of these records."""
+        keys = [{cell.key for cell in job.cells} for job in self.jobs]
+        return Bundle(
+            tuple(
+                job.less(record for record in told if record.sample == job.index and record.cell in mine)
+                for job, mine in zip(self.jobs, keys)
+            )
+        )
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.jobs))
+
+
+def bundled(jobs: Iterable[Job], answers: int, most: int) -> list[Bundle]:
+    """Neighbours in the list, at most `most` of them, as far as they have up to `answers` to write at once."""
+    bundles: list[Bundle] = []
+    room = 0
+    for job in jobs:
+        room -= job.answers
+        if room < 0 or len(bundles[-1].jobs) >= most:
+            bundles.append(Bundle(()))
+            room = answers - job.answers
+        bundles[-1] = Bundle((*bundles[-1].jobs, job))
+    return bundles
 
 
 @lru_cache(maxsize=4096)

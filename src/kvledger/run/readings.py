@@ -27,7 +27,7 @@ def _sharing(recipes: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass
 class Readings:
-    """Of one sample by `model`. `recipes`: those that will want it, in canonical form; others read alone."""
+    """Of one sample by `model`. `recipes`: those that want it, in canonical form; others read alone."""
 
     model: Any
     tokenizer: Any
@@ -41,10 +41,11 @@ class Readings:
     def __post_init__(self) -> None:
         self.chat = Chat(self.tokenizer)
 
-    def turn_to(self, sample: object) -> None:
-        """Another sample: what was read of the last one is let go."""
-        if sample != self.sample:
-            self.sample, self.apart = sample, False
+    def turn_to(self, sample: object, recipes: tuple[str, ...] | None = None) -> None:
+        """Another sample, or others that want it (None: the same as before): what was read before is let go."""
+        recipes = self.recipes if recipes is None else recipes
+        if (sample, recipes) != (self.sample, self.recipes):
+            self.sample, self.recipes, self.apart = sample, recipes, False
             self.begun.clear()
             self.done.clear()
 

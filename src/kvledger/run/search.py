@@ -68,6 +68,7 @@ class Field:
     log: Log
     heard: dict[tuple[str, int], dict[int, Record]]
     warn: Callable[[str], None]
+    together: int = 1  # answers that are written at once
     used: dict[tuple[str, int], None] = field(default_factory=dict)
     unfit: dict[tuple[str, int], None] = field(default_factory=dict)  # (cell, sample): it cannot be played
 
@@ -84,21 +85,20 @@ class Field:
             self.used[cell.key, index] = None
             if len(self.heard[cell.key, index]) < cell.turns:
                 by_sample[cell.task, index][cell.recipe] = cell
-        return sum(self._play(index, cells, watch) for (_, index), cells in sorted(by_sample.items()))
+        pairs = ((cell, index) for (_, index), cells in sorted(by_sample.items()) for cell in cells.values())
+        return self._play({(cell, index): set(self.heard[cell.key, index]) for cell, index in pairs}, watch)
 
-    def _play(self, index: int, cells: Mapping[str, Cell], watch: Callable[[Record], None]) -> int:
-        """One sample of one task, by several recipes."""
-        self.host.readings.recipes, played = tuple(cells), 0
-        for cell in cells.values():
-            try:
-                for record in play(cell, self.host, index, set(self.heard[cell.key, index])):
-                    self.log.append(record)
-                    self.heard[cell.key, index][record.turn] = record
-                    watch(record)
-                    played += 1
-            except ValueError as error:  # of this sample (too long), or of this budget (protected rows do not fit)
-                self.unfit[cell.key, index] = None
-                self.warn(f"{cell.recipe} on {cell.task}, sample {index}: {error}")
+    def _play(self, wanted: Mapping[Conversation, set[int]], watch: Callable[[Record], None]) -> int:
+        played = 0
+        for told in play(wanted, self.host, self.together):
+            if isinstance(told, Record):
+                self.log.append(told)
+                self.heard[told.cell, told.sample][told.turn] = told
+                watch(told)
+                played += 1
+            else:  # of this sample (too long), or of this budget (protected rows do not fit)
+                self.unfit[told.cell.key, told.index] = None
+                self.warn(f"{told.cell.recipe} on {told.cell.task}, sample {told.index}: {told.error}")
         return played
 
 
@@ -163,7 +163,7 @@ def open_field(search: Search, goals: list[Quest], out: Path, warn: Callable[[st
     heard: dict[tuple[str, int], dict[int, Record]] = defaultdict(dict)
     for record in have:
         heard[record.cell, record.sample][record.turn] = record
-    return Field(host, {(cell.recipe, cell.task): cell for cell in cells}, Log(out), heard, warn)
+    return Field(host, {(cell.recipe, cell.task): cell for cell in cells}, Log(out), heard, warn, search.grid.together)
 
 
 def pursue(search: Search, goals: list[Quest], known: Field, watch: Callable[[Record], None]) -> int:

@@ -21,6 +21,8 @@ from kvledger.run.staff import Staff
 from kvledger.tasks import TIERS, Task, suite
 from kvledger.tasks.hub import Data
 
+TOGETHER = 16
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -40,6 +42,7 @@ class Grid:
     form: str = "auto"
     tier: str = "quick"
     data: str = ""  # "hub" or a folder: published data instead of generated samples
+    together: int = TOGETHER  # answers that are written at once; decides nothing but the time it takes
 
     def cells(self) -> list[Cell]:
         """All cells, recipes in canonical form, each checked. ValueError for the first that is impossible."""
@@ -86,6 +89,8 @@ def _check_counts(grid: Grid) -> None:
     for name, value in (("samples", grid.samples), ("turns", grid.turns), *(("context", c) for c in grid.context)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    if grid.together < 1:
+        raise ValueError(f"together={grid.together} must be at least 1")
     if grid.seed < 0:
         raise ValueError(f"seed={grid.seed} is negative")
 
@@ -121,7 +126,8 @@ def sweep(
         played = Played({cell.key: cell for cell in cells}, mine, jobs, engine.size)
         logs = Logs(out, lambda worker: staff.log(worker, engine.size))
         try:
-            for worker, told in crew.play(longest_first(jobs, engine.size) if engine.size > 1 else jobs):
+            dealt = longest_first(jobs, engine.size) if engine.size > 1 else jobs
+            for worker, told in crew.play(dealt, grid.together):
                 if isinstance(told, Record):
                     logs[worker].append(told)
                     watch(played.one_more(told))

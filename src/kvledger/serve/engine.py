@@ -229,7 +229,7 @@ class Engine:
             limit = max(1, min(limit, room // row))
         self.talks.make_room(talk.ledger.stored_bytes + talk.rows_left(ids, limit))
         voice = Voice(chat, request.stop, job.tell)
-        talk.pick, talk.hear = picker(request), voice.hear
+        talk.picks, talk.hears = picker(request), voice.hear
         try:
             answer = talk.turn(pieces.asks[-1], limit)
         except Stopped as stopped:
@@ -268,7 +268,7 @@ class Engine:
 
     def _keep(self, pieces: Pieces, answer: Answer, talk: Talk) -> None:
         said = Pieces(pieces.context, pieces.asks, (*pieces.answers, answer.text))
-        del talk.pick, talk.hear  # they hold the request, and its client's connection
+        del talk.picks, talk.hears  # they hold the request, and its client's connection
         self.talks.keep(said.key(len(said.answers)), talk)
 
     @staticmethod

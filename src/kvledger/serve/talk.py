@@ -6,7 +6,6 @@ together have `top_p` of it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -27,10 +26,16 @@ class Stopped(Exception):
 
 
 class Talk(Session):
-    """A `Session` whose tokens are chosen by `pick(logits [V]) -> token` and told to `hear(token)` as they come."""
+    """A `Session` whose tokens are chosen by `picks(logits [V]) -> token` and told to `hears(token)` as they come."""
 
-    pick: Callable[[Tensor], int]
-    hear: Callable[[int], None]
+    picks: Callable[[Tensor], int]  # of one answer
+    hears: Callable[[int], None]
+
+    def pick(self, logits: Tensor) -> int:
+        return self.picks(logits)
+
+    def hear(self, token: int) -> None:
+        self.hears(token)
 
     @classmethod
     def of(cls, session: Session) -> Self:
@@ -51,23 +56,6 @@ class Talk(Session):
     def waiting(self, ask: str) -> int:
         """Tokens that would be read before the answer to `ask`."""
         return len(self._unread) + len(self.chat.ids(ask))
-
-    def _decode(self, max_new_tokens: int) -> tuple[list[int], float]:
-        """As `Session._decode`, which takes the likeliest token and tells nobody."""
-        new: list[int] = []
-        stop, first = self._stop_ids(), 0.0
-        while len(new) < max_new_tokens:
-            assert self.logits is not None
-            token = self.pick(self.logits)
-            first = first or time.perf_counter()
-            if token in stop:
-                return new, first
-            new.append(token)
-            self.hear(token)
-            if len(new) < max_new_tokens:
-                self.forward([token], "decode")
-        self._unread = new[-1:]
-        return new, first
 
 
 def picker(request: Request) -> Callable[[Tensor], int]:
