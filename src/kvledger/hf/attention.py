@@ -72,18 +72,35 @@ def attention_function(
     layer = getattr(key, TAG, None)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer is not None:
-        if isinstance(attention_mask, Tensor) or (attention_mask is not None and not attention_mask.plain_causal):
+        masked = attention_mask if getattr(layer, "masks", True) else None
+        if isinstance(masked, Tensor) or (masked is not None and not masked.plain_causal):
             raise ValueError(
                 "kvledger attends causally to what it stores; 4D, packed or bidirectional masks have no place"
             )
-        valid = None if attention_mask is None else attention_mask.valid
+        valid = None if masked is None else masked.valid
         valid = None if valid is None else valid.to(query.device)  # made where the model takes its tokens
         out = layer.attend(query, key, value, scale, valid, softcap=softcap, sinks=s_aux, module=module)
         return out.transpose(1, 2).contiguous(), None
     mask = attention_mask.dense().to(query.device) if isinstance(attention_mask, Columns) else attention_mask
-    if softcap is None and s_aux is None:
-        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scale, **kwargs)
-    return _explicit(query, key, value, mask, scale, softcap, s_aux), None
+    return attend_densely(module, query, key, value, mask, scale, softcap, s_aux, dropout=dropout, **kwargs), None
+
+
+def attend_densely(
+    module: nn.Module | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    **kwargs: Any,
+) -> Tensor:
+    """PyTorch's attention, or, for what it lacks, our own; q [B, Hq, T, D], k and v not repeated. Returns [B, T, Hq, D]."""
+    if softcap is None and sinks is None:
+        out: Tensor = sdpa_attention_forward(module, q, k, v, mask, scaling=scale, **kwargs)[0]  # type: ignore[arg-type]
+        return out
+    return _explicit(q, k, v, mask, scale, softcap, sinks)
 
 
 def _explicit(

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from torch import Tensor
+from transformers.cache_utils import Cache
 
 from kvledger.hf import cache as caches
-from kvledger.hf.attention import TAG, use
-from kvledger.hf.layer import ArenaLayer
+from kvledger.hf.attention import use
+from kvledger.hf.joint import JOINTS, joint
 from kvledger.hf.memory import explained
 from kvledger.hf.place import home
 from kvledger.recipe import parse
@@ -147,7 +147,8 @@ def _forward(steps: Sequence[Step]) -> list[float]:
     sessions, longest = [step.session for step in steps], max(len(step.ids) for step in steps)
     first = sessions[0]
     use(first.model)
-    layers = [Joint(steps, list(row)) for row in zip(*(one.cache.layers for one in sessions), strict=True)]
+    tokens = [len(step.ids) for step in steps]
+    layers = [joint(list(row), tokens) for row in zip(*(one.cache.layers for one in sessions), strict=True)]
     ids = torch.zeros(len(steps), longest, dtype=torch.long)
     places = torch.zeros_like(ids)
     for b, (step, one) in enumerate(zip(steps, sessions, strict=True)):
@@ -173,86 +174,13 @@ def _forward(steps: Sequence[Step]) -> list[float]:
     return [sum(layer.seconds[b] for layer in layers) for b in range(len(steps))]
 
 
-class Joint(CacheLayerMixin):
-    """One layer of several caches during one forward: row b of the batch belongs to `layers[b]`, its last tokens are those of
-    step b."""
-
-    is_sliding = False
-
-    def __init__(self, steps: Sequence[Step], layers: list[ArenaLayer]):
-        super().__init__()
-        self.layers, self.tokens = layers, [len(step.ids) for step in steps]
-        self.seconds = [0.0] * len(layers)
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """There is nothing to make."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        for b, layer in enumerate(self.layers):
-            layer.update(self._row(key_states, b), self._row(value_states, b))
-        key_states = key_states[:]  # a fresh object: the tag must not outlive this call
-        setattr(key_states, TAG, self)
-        return key_states, value_states
-
-    def get_seq_length(self) -> int:
-        return max(layer.columns for layer in self.layers)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    get_max_cache_shape = get_max_length  # the name in transformers < 5.14
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        valid: Tensor | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-        module: nn.Module | None = None,
-    ) -> Tensor:
-        """Each row by the layer it belongs to. [B, Hq, T, Dk] -> [B, Hq, T, Dv], zeros where a row is filled up."""
-        out = q.new_zeros(*q.shape[:3], v.shape[-1])
-        for b, layer in enumerate(self.layers):
-            started = time.perf_counter()
-            row_q, row_k, row_v = (self._row(x, b) for x in (q, k, v))
-            self._row(out, b).copy_(layer.attend(row_q, row_k, row_v, scale, None, softcap, sinks, module))
-            self.seconds[b] += time.perf_counter() - started
-        return out
-
-    def _row(self, x: Tensor, b: int) -> Tensor:
-        """The tokens of step b, of x [B, H, T, D]: [1, H, T_b, D]."""
-        return x[b : b + 1, :, x.shape[2] - self.tokens[b] :]
-
-    @property
-    def wants_hidden(self) -> bool:
-        return any(layer.wants_hidden for layer in self.layers)
-
-    @property
-    def hidden(self) -> Tensor | None:
-        """The layer's input [B, T, E], of which each layer gets its own tokens (`inside.show_hidden`)."""
-        return None
-
-    @hidden.setter
-    def hidden(self, x: Tensor) -> None:
-        for b, layer in enumerate(self.layers):
-            if layer.wants_hidden:
-                layer.hidden = x[b : b + 1, x.shape[1] - self.tokens[b] :]
-
-
 def joinable(session: Session) -> bool:
-    """Whether this session's steps can be a row of a batch: all its layers are ours and stay where they are, with no state
-    beside the rows, and the model takes tokens for standing where it is told. Found out once a model, by a few tokens."""
+    """Whether this session's steps can be a row of a batch: all its layers have rows, which stay where they are, and no state,
+    and the model takes tokens for standing where it is told. Found out once a model, by a few tokens."""
     model = session.model
     if session.run.reader is not None and session.run.reader.host:
         return False
-    if any(type(layer) is not ArenaLayer for layer in session.cache.layers):
+    if any(type(layer) not in JOINTS for layer in session.cache.layers):
         return False
     if not hasattr(model, "_kvledger_joins"):
         model._kvledger_joins = _joins(session)
