@@ -126,6 +126,22 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
+def test_questions_side_by_side_are_answered_as_on_forks(forwards: list[tuple[int, int]]) -> None:
+    context = read("snapkv(keep=0.4, window=6)")
+    before, tokens = books(context), context.tokens
+    expected = [context.fork().ask(question, NEW) for question in QUESTIONS]
+    forwards.clear()
+    assert context.ask_each(QUESTIONS, NEW) == expected
+    assert max(rows for rows, _ in forwards) == 3
+    assert context.ask_each(QUESTIONS, NEW, at_once=2) == expected
+    assert context.ask_each([], NEW) == []
+    assert (books(context), context.tokens) == (before, tokens)
+    with pytest.raises(ValueError, match="at_once=0"):
+        context.ask_each(QUESTIONS, NEW, at_once=0)
+    with pytest.raises(ValueError, match="512 positions"):
+        context.ask_each(QUESTIONS, 600)
+
+
 def test_no_more_at_a_time_than_asked_for(forwards: list[tuple[int, int]]) -> None:
     context = read("full")
     forwards.clear()

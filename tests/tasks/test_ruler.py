@@ -79,6 +79,17 @@ def test_each_gold_is_in_the_context_once_and_each_key_as_often_as_it_has_values
         assert all(gold not in turn.question for gold in turn.golds)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["ruler/niah_multivalue", "ruler/cwe"])
+def test_what_has_no_order_is_told_in_that_of_the_text(name, form):
+    """In the order in which it was drawn, a history of gold answers would say something that the text does not."""
+    for index in range(5):
+        made = make(name, form, 4096, turns=1, index=index)
+        text = made.segments[-1].text
+        places = [re.search(rf"\b{gold}\b", text).start() for gold in made.turns[0].golds]
+        assert places == sorted(places)
+
+
 def test_a_long_context_is_made_with_few_counts():
     for name in ("ruler/niah_multikey_2", "ruler/cwe"):
         calls = []

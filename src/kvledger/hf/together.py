@@ -28,7 +28,7 @@ from kvledger.hf.place import home
 from kvledger.recipe import parse
 
 if TYPE_CHECKING:
-    from kvledger.hf.session import Session
+    from kvledger.hf.session import Answer, Session
 
 R = TypeVar("R")
 PADDED = 1.5  # times the tokens of a batch that its rows may take, filled up to the longest
@@ -56,6 +56,19 @@ def alone(work: Steps[R]) -> R:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         step.session.forward(step.ids, step.kind)
+
+
+def answers(session: Session, questions: Sequence[str], max_new_tokens: int, at_once: int) -> list[Answer]:
+    """To questions that know nothing of each other, each on a fork of `session`."""
+    if at_once < 1:
+        raise ValueError(f"at_once={at_once} must be at least 1")
+
+    def work(number: int) -> Generator[Step | tuple[int, Answer]]:
+        answer = yield from session.fork().turn_steps(questions[number], max_new_tokens)
+        yield number, answer
+
+    told = dict(together((work(number) for number in range(len(questions))), at_once))
+    return [told[number] for number in range(len(questions))]
 
 
 def together(works: Iterable[Generator[Step | R]], most: int) -> Iterator[R]:

@@ -56,7 +56,7 @@ def cwe(brief: bool) -> Callable[[random.Random, int, int, Form], Sample]:
             words = distinct(lambda: _word(rng, size, form), common + size)
             shown = words[:common] * times[0] + words[common:] * times[1]
             spans = _listed(draft, rng, shown, set(words[:common]), turn, turns, numbered=form == "full")
-            asked.append(_cwe_turn(words[:common], spans, turn, turns, form))
+            asked.append(_cwe_turn(sorted(words[:common], key=shown.index), spans, turn, turns, form))
         return draft.sample("ruler/cwe", asked)
 
     return build

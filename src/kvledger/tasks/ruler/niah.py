@@ -58,7 +58,7 @@ class Needles:
         asked: list[Turn] = []
         for turn in range(turns):
             mine = range(turn * self.asked, (turn + 1) * self.asked)
-            golds = tuple(value for i in mine for value in values[i])
+            golds = tuple(value for i in mine for _, value in sorted(zip(of_key[i], values[i], strict=True)))
             evidence = tuple(sorted(span for i in mine for span in of_key[i]))
             asked.append(_turn(self, form, [keys[i] for i in mine], golds, evidence))
         return draft.sample(self.task, asked)
