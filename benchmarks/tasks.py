@@ -1,7 +1,7 @@
-"""SCBench's tasks and RULER's on the embedded model: the full cache against compressed ones, in both modes.
+"""SCBench's tasks and RULER's on an embedded model: the full cache against compressed ones, in both modes.
 
 Every task that is generated offline, in its small form, at each length; the question hidden. Says beside each task what a guess
-scores, since most of these tasks are beyond a model of 1.5 M parameters. Resumes; writes Markdown and JSON.
+scores, since some of these tasks are beyond a model of three million weights. Resumes; writes Markdown and JSON.
 
     python benchmarks/tasks.py --out results/tasks --samples 2 --table docs/results/tasks.md
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from kvledger.recipe import parse
 from kvledger.records import Record, read
 from kvledger.report.interval import mean
+from kvledger.run.staff import Staff
 from kvledger.run.sweep import Grid, Progress, sweep
 from kvledger.tasks import get
 
@@ -85,11 +86,14 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--context", type=int, nargs="+", default=[2048, 4096])
+    parser.add_argument("--model", default="zoo")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--tasks", nargs="+", default=["scbench", "ruler"])
     arguments = parser.parse_args()
     grid = Grid(
-        "zoo",
-        RECIPES,
+        arguments.model,
+        tuple(arguments.recipes),
         tuple(arguments.tasks),
         modes=("multi-turn", "multi-request"),
         context=tuple(arguments.context),
@@ -101,8 +105,8 @@ def main() -> None:
     def watch(now: Progress) -> None:
         print(f"\r{now.done} of {now.total} turns", end="", file=sys.stderr)
 
-    sweep(grid, arguments.out, watch, lambda line: print(line, file=sys.stderr))
-    records, recipes = read(arguments.out)[0], [str(parse(recipe)) for recipe in RECIPES]
+    sweep(grid, arguments.out, watch, lambda line: print(line, file=sys.stderr), Staff(workers=arguments.workers))
+    records, recipes = read(arguments.out)[0], [str(parse(recipe)) for recipe in arguments.recipes]
     tasks = list(dict.fromkeys(cell.task for cell in grid.cells()))
     text = []
     for context in arguments.context:

@@ -29,7 +29,7 @@ def test_a_folder_is_loaded_and_ready(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="choices: 'zoo', a folder, a hub id"):
+    with pytest.raises(ValueError, match="choices: 'zoo', 'zoo-wide', a folder, a hub id"):
         kv.load(str(tmp_path / "nothing"))
 
 

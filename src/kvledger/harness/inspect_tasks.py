@@ -34,7 +34,8 @@ def shared_context(
     data: str = "",
 ) -> Task:
     """`name` as `kvledger tasks` lists it, `turns` questions a context (0: the task's own), lengths in tokens of `tokenizer`
-    ("zoo", a folder or a hub id); `data` is "hub" or a folder for published data. ValueError for what there is not."""
+    ("zoo", "zoo-wide", a folder or a hub id); `data` is "hub" or a folder for published data. ValueError for what there is
+    not."""
     (row,) = tasks.suite(name, bool(data))
     counter, many = _counter(tokenizer), turns or row.turns
     made = [_made(row, seed, index, context, counter, many, form, data) for index in range(samples)]
@@ -68,7 +69,9 @@ def _made(
 def _counter(tokenizer: str) -> Callable[[str], int]:
     from transformers import AutoTokenizer
 
-    held = AutoTokenizer.from_pretrained(zoo.path() if tokenizer == "zoo" else tokenizer, trust_remote_code=False)
+    held = AutoTokenizer.from_pretrained(
+        zoo.path(tokenizer) if tokenizer in zoo.MODELS else tokenizer, trust_remote_code=False
+    )
     return lambda text: count(held, text)
 
 

@@ -29,17 +29,17 @@ OWN_CODE = (
 
 
 def load(name: str, dtype: str = "auto", device: str = "", quantization: Any = None) -> tuple[Any, Any]:
-    """Model (in eval mode, set to our attention) and tokenizer of "zoo" (embedded), a folder or a hub id.
+    """Model (in eval mode, set to our attention) and tokenizer of "zoo" or "zoo-wide" (embedded), a folder or a hub id.
 
-    dtype: "auto" takes the checkpoint's, and float32 for the embedded model on a CPU. device: "" takes a GPU if there is one,
+    dtype: "auto" takes the checkpoint's, and float32 for the embedded models on a CPU. device: "" takes a GPU if there is one,
     "auto" spreads the layers over all devices and, if need be, the host (by accelerate, the extra "devices"); a layer's cache
     is where the layer computes. quantization: a config of transformers (BitsAndBytesConfig, TorchAoConfig), handed on as it is;
     checkpoints that are quantised already need none. Code that comes with a checkpoint is not run. ValueError for what cannot
     be loaded, or not as a whole.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    embedded = name == "zoo"
-    path = str(zoo.path()) if embedded else name
+    embedded = name in zoo.MODELS
+    path = str(zoo.path(name)) if embedded else name
     wanted = "float32" if embedded and dtype == "auto" and device == "cpu" else dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -49,7 +49,9 @@ def load(name: str, dtype: str = "auto", device: str = "", quantization: Any = N
         raise ValueError(f"the model {name!r} needs a package that is not installed: {_first_line(error)}") from error
     except (OSError, ValueError, SafetensorError) as error:
         reason = OWN_CODE if "trust_remote_code" in str(error) else _first_line(error)
-        raise ValueError(f"cannot load the model {name!r} (choices: 'zoo', a folder, a hub id): {reason}") from error
+        raise ValueError(
+            f"cannot load the model {name!r} (choices: 'zoo', 'zoo-wide', a folder, a hub id): {reason}"
+        ) from error
     ready: Any = model.eval()
     ready = ready if where else ready.to(device)
     use(ready)

@@ -138,7 +138,7 @@ def _works(cell: Cell, host: Host, index: int, done: Container[int], peers: tupl
         host.readings.turn_to(_key(cell, index), peers)
         check_length(host.model, room(host, sample))
     except ValueError as error:
-        yield (why for why in [Unplayed(cell, index, error)])
+        yield _tell(Unplayed(cell, index, error))
         return
     todo = [number for number in range(len(sample.turns)) if number not in done]
     case = Case(cell, host, index, sample)
@@ -146,6 +146,10 @@ def _works(cell: Cell, host: Host, index: int, done: Container[int], peers: tupl
         yield _guarded(case, _conversation(case, done))
     elif todo:
         yield from (_guarded(case, _request(case, number)) for number in todo)
+
+
+def _tell(told: Unplayed) -> Work:
+    yield told
 
 
 def _key(cell: Cell, index: int) -> tuple[object, ...]:

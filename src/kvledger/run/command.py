@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> Any:
     """The subcommand, on argparse's sub-parsers. Loads no torch."""
     run = commands.add_parser("run", help="play recipes on tasks; the same command resumes", allow_abbrev=False)
-    run.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
+    run.add_argument("--model", default="zoo", help="zoo or zoo-wide (embedded), a folder or a hub id")
     run.add_argument("--recipes", nargs="+", required=True, metavar="RECIPE", help='e.g. full "snapkv(keep=0.3)"')
     run.add_argument(
         "--tasks", nargs="+", required=True, metavar="TASK", help="scbench/kv, a suite (scbench), my.jsonl"

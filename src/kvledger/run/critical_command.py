@@ -62,7 +62,7 @@ def _search_options(group: Any) -> None:
         "--budget", type=int, help="contexts for a recipe on a task at most (default: 4.5 times --samples)"
     )
     group.add_argument("--step", type=float, default=0.05, help="between neighbouring keeps (default: 0.05)")
-    group.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
+    group.add_argument("--model", default="zoo", help="zoo or zoo-wide (embedded), a folder or a hub id")
     group.add_argument("--mode", default="multi-turn", help="multi-turn, multi-request")
     group.add_argument("--visibility", default="hidden", help="hidden, visible, patched")
     group.add_argument("--context", type=int, default=2048, metavar="TOKENS", help="tokens of the shared context")

@@ -161,7 +161,7 @@ def add_parser(commands: Any, show: Show) -> None:
         help="how much of the full cache's attention falls on kept rows, turn by turn; the same command resumes",
         allow_abbrev=False,
     )
-    parser.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
+    parser.add_argument("--model", default="zoo", help="zoo or zoo-wide (embedded), a folder or a hub id")
     parser.add_argument("--recipes", nargs="+", required=True, metavar="RECIPE", help='e.g. "snapkv(keep=0.3)"')
     parser.add_argument("--tasks", nargs="+", default=["scbench/kv"], metavar="TASK", help="(default: scbench/kv)")
     parser.add_argument("--visibility", nargs="+", default=["visible", "hidden"], metavar="V", help="visible, hidden")

@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "inspect", help="a page on which one sees which tokens each head kept of a sample", allow_abbrev=False
     )
-    parser.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
+    parser.add_argument("--model", default="zoo", help="zoo or zoo-wide (embedded), a folder or a hub id")
     parser.add_argument("--recipe", required=True, metavar="RECIPE", help='e.g. "snapkv(keep=0.3)"')
     parser.add_argument("--task", default="scbench/kv", help="whose sample is read (default: scbench/kv)")
     parser.add_argument(

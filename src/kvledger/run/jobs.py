@@ -81,7 +81,7 @@ def bundled(jobs: Iterable[Job], answers: int, most: int) -> list[Bundle]:
     room = 0
     for job in jobs:
         room -= job.answers
-        if room < 0 or len(bundles[-1].jobs) >= most:
+        if not bundles or room < 0 or len(bundles[-1].jobs) >= most:
             bundles.append(Bundle(()))
             room = answers - job.answers
         bundles[-1] = Bundle((*bundles[-1].jobs, job))

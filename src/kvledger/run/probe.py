@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
         choices=["headkv", "minference"],
         help="headkv: how often a head looks at the needle it answers from; minference: which pattern suits a head",
     )
-    parser.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
+    parser.add_argument("--model", default="zoo", help="zoo or zoo-wide (embedded), a folder or a hub id")
     parser.add_argument("--out", required=True, metavar="FILE", help="what was found, JSON")
     parser.add_argument("--task", default="scbench/kv", help="whose evidence is the needle (default: scbench/kv)")
     parser.add_argument("--samples", type=int, default=10, help="contexts (default: 10)")

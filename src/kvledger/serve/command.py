@@ -17,7 +17,7 @@ CONNECTIONS = 512  # more than that are turned away before they are read
 def add_parser(commands: Any) -> None:
     """The subcommand `serve`, on argparse's sub-parsers."""
     parser = commands.add_parser("serve", help="an OpenAI-compatible endpoint over a recipe", allow_abbrev=False)
-    parser.add_argument("--model", default="zoo", help="zoo (embedded), a folder or a hub id")
+    parser.add_argument("--model", default="zoo", help="zoo or zoo-wide (embedded), a folder or a hub id")
     parser.add_argument("--recipe", default="full", help='what is done to the cache, e.g. "snapkv(keep=0.3)"')
     parser.add_argument("--chunk", type=int, default=512, metavar="TOKENS", help="tokens read at a time (default: 512)")
     parser.add_argument(

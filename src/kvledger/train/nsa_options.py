@@ -18,7 +18,7 @@ class NSAOptions(Saved):
     """What decides a training run. `help` of each field is what the command line prints."""
 
     objective: str = option("nsa", "nsa (attention's output, by compressed, selected and window branches)")
-    model: str = option("zoo", "zoo (embedded), a folder or a hub id")
+    model: str = option("zoo", "zoo or zoo-wide (embedded), a folder or a hub id")
     data: str = option("tasks", "stdlib, passkeys, tasks, a folder, a .jsonl file, hub:NAME, or a mixture")
     compress: int = option(32, "rows that are compressed to one")
     stride: int = option(16, "rows from the beginning of one such run to the next")

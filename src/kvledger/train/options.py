@@ -39,7 +39,7 @@ class Options(Saved):
 
     objective: str = option("prulong", "prulong (next-token loss) or duo (distillation)")
     preset: str = option("recommended", "constants: of prulong recommended, paper or code; of duo recommended")
-    model: str = option("zoo", "zoo (embedded), a folder or a hub id")
+    model: str = option("zoo", "zoo or zoo-wide (embedded), a folder or a hub id")
     data: str = option("stdlib", "stdlib, passkeys, tasks, a folder, a .jsonl file, hub:NAME, or a mixture")
     sparsity: float = option(0.7, "fraction of KV heads that shall become streaming heads")
     sink: int = option(128, "first tokens that a streaming head keeps")

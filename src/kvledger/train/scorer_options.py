@@ -24,7 +24,7 @@ class ScorerOptions(Saved):
     objective: str = option(
         "kvzap", "kvzap (KVzip+'s scores from the layer's input) or locret (answers' logits from q, k, v)"
     )
-    model: str = option("zoo", "zoo (embedded), a folder or a hub id")
+    model: str = option("zoo", "zoo or zoo-wide (embedded), a folder or a hub id")
     data: str = option("tasks", "stdlib, passkeys, tasks, a folder, a .jsonl file, hub:NAME, or a mixture")
     steps: int = option(1000, "steps")
     seq_len: int = option(4096, "tokens of a sequence; documents are packed to it")

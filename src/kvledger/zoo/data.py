@@ -7,39 +7,26 @@ text rows, at a small weight).  Questions per context are many, because a contex
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from kvledger.tasks import overall, retrieval
+from kvledger.tasks import get
 from kvledger.tasks.base import Sample
-from kvledger.tasks.draft import Build
+from kvledger.zoo.wide import WIDE, Plan
 
 FIRST_TRAINING_SEED = 1_000_000  # evaluation seeds lie below: no training sample is ever asked
+SEEDS = 1 << 40
 TEXT_WEIGHT = 0.1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a task fills a row: tokens of one unit of context and of one turn, most turns, loss weight."""
-
-    build: Build
-    head: int
-    unit: float
-    turn: float
-    most_turns: int
-    least: Callable[[int], int]
-    weight: float = 1.0
-
+ONE_LIST = ("ruler/cwe", "ruler/fwe")  # a list for each question: mostly one, as they are asked
 
 PLANS: dict[str, Plan] = {
-    "kv": Plan(retrieval.kv, 5, 6, 10, 40, lambda turns: max(2, turns // 2)),
-    "prefix_suffix": Plan(retrieval.prefix_suffix, 5, 4, 12, 32, lambda turns: max(4, turns)),
-    "vt": Plan(retrieval.vt, 20, 5.5, 27, 20, lambda turns: 1),
-    "mf": Plan(overall.mf, 5, 2, 8, 4, lambda turns: 12, 5.0),  # few questions a context: each counts more
-    "many_shot": Plan(overall.many_shot, 5, 4, 8, 40, lambda turns: max(8, turns)),
-    "mix": Plan(overall.mix, 5, 7.5, 9, 40, lambda turns: max(6, turns // 2)),
+    "kv": Plan(10, 40),
+    "prefix_suffix": Plan(12, 32),
+    "vt": Plan(27, 20),
+    "mf": Plan(8, 4, 5.0),  # few questions a context: each counts more
+    "many_shot": Plan(8, 40),
+    "mix": Plan(9, 40, 1.0, 256),
 }
 
 
@@ -53,23 +40,37 @@ class Row:
     weights: list[float]
 
 
-def sample(rng: random.Random, task: str, length: int) -> Sample:
-    """A sample of `task` that, asked all its turns, fills about `length` tokens."""
-    plan = PLANS[task]
-    share = rng.choice((0.02, 0.08, 0.2, 0.4))
+def sample(tokenizer: PreTrainedTokenizerFast, rng: random.Random, task: str, length: int) -> Sample:
+    """A sample of `task` that, asked all its turns, fills about `length` tokens. ValueError for a length that does not hold
+    one."""
+    plan, name = plan_of(task), task if "/" in task else f"scbench/{task}"
+    share = rng.choice((0.05, 0.15, 0.4, 0.6))
     turns = max(1, min(plan.most_turns, int(length * share / plan.turn)))
-    size = max(plan.least(turns), int((length - plan.head - turns * plan.turn) / plan.unit))
-    return plan.build(rng, size, turns, "small")
+    if task in ONE_LIST and rng.random() < 0.5:
+        turns = 1
+    seed = FIRST_TRAINING_SEED + rng.randrange(SEEDS)
+    while True:
+        try:
+            room = length - turns * plan.turn - 5
+            return get(name).sample(seed, 0, room, lambda text: len(tokenizer.encode(text)), turns)
+        except ValueError:  # so many questions need a longer context
+            if turns == 1:
+                raise
+            turns //= 2
+
+
+def plan_of(task: str) -> Plan:
+    return PLANS[task] if task in PLANS else WIDE[task]
 
 
 def conversation(tokenizer: PreTrainedTokenizerFast, task: str, made: Sample) -> Row:
     """The chat with all turns: context and first question, gold answer, second question, …"""
-    row, plan = Row(task, [], [], []), PLANS[task]
-    ask = "<|bos|><|user|>" + made.text
+    row, weight = Row(task, [], [], []), plan_of(task).weight
+    _append(row, tokenizer.encode("<|bos|><|user|>" + made.text), -1, 0.0)
     for number, turn in enumerate(made.turns):
+        ask = "<|user|>" if number else ""
         _append(row, tokenizer.encode(ask + turn.question + "<|end|><|assistant|>"), -1, 0.0)
-        _append(row, tokenizer.encode(turn.gold + "<|end|>"), number, plan.weight)
-        ask = "<|user|>"
+        _append(row, tokenizer.encode(turn.gold + "<|end|>"), number, weight)
     return row
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from kvledger import zoo
 from kvledger.tasks import Sample, Task, get
 from kvledger.zoo.data import FIRST_TRAINING_SEED, PLANS
+from kvledger.zoo.wide import WIDE
 
 MODES = ("multi-turn", "multi-request")
 
@@ -88,14 +89,18 @@ def evaluate(folder: Path, tasks: list[str], tokens: int, samples: int, seed: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=zoo.path())
-    parser.add_argument("--tasks", nargs="+", default=[f"scbench/{name}" for name in PLANS])
+    parser.add_argument("--model", type=Path, default=zoo.path(), help="a folder")
+    parser.add_argument("--wide", action="store_true", help="the second embedded model, and all that it learned")
+    parser.add_argument("--tasks", nargs="+", help="default: what the model learned")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048])
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     options = parser.parse_args()
+    if options.wide:
+        options.model = zoo.path("zoo-wide")
+    options.tasks = options.tasks or [*(f"scbench/{name}" for name in PLANS), *(WIDE if options.wide else ())]
     for tokens in options.tokens:
         for mode in options.modes:
             for name in options.tasks:

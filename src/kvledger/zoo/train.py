@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kvledger.tasks.retrieval import NOISE
-from kvledger.zoo import data, primitives, start, tokenizer
+from kvledger.zoo import data, primitives, start, tokenizer, wide
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,30 @@ KINDS = ("repeats", "lookups", "tasks", "text")
 class Run:
     """Everything a checkpoint holds: weights, optimiser, where the curriculum stands, random state, seconds spent."""
 
-    def __init__(self, out: Path, lr: float, kind: str = "llama", most: int = 1 << 20) -> None:
+    def __init__(
+        self, out: Path, lr: float, kind: str = "llama", most: int = 1 << 20, begin: Path | None = None, level: int = 0
+    ) -> None:
         self.out, self.most = out, most
+        self.taught = (*data.PLANS, *wide.WIDE) if begin else tuple(data.PLANS)
+        self.lowest = 3 if begin else 2  # the wider tasks do not fit into shorter rows
+        self.urge = 1 if begin else 2  # how much more often what lags is drawn: some of the wider tasks may never come
         out.mkdir(parents=True, exist_ok=True)
         self.texts = list(tokenizer.standard_library())
-        self.tokenizer = self._tokenizer()
+        self.tokenizer = self._tokenizer(begin)
         special = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        self.model = start.model(kind, *special)
+        self.model = LlamaForCausalLM.from_pretrained(begin, dtype="float32") if begin else start.model(kind, *special)
+        if begin:
+            wide.widen(self.model, self.tokenizer)
         self.letters = primitives.alphabet(self.tokenizer)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-        self.lr = lr
-        self.step, self.level, self.at_level, self.tokens, self.seconds = 0, 0, 0, 0, 0.0
+        self.lr, self.warm = lr, 100 if begin else 50  # steps in which the rate rises: what was learned is easily lost
+        self.step, self.level, self.at_level, self.tokens, self.seconds = 0, level, 0, 0, 0.0
         self.right: dict[str, float] = defaultdict(float)
         if (out / "checkpoint.pt").exists():
             self._resume()
 
-    def _tokenizer(self) -> PreTrainedTokenizerFast:
-        folder = self.out / "tokenizer"
+    def _tokenizer(self, begin: Path | None) -> PreTrainedTokenizerFast:
+        folder = begin or self.out / "tokenizer"
         if not folder.exists():
             tokenizer.build([*self.texts, "".join(NOISE).lower() * 3000]).save_pretrained(folder)
         loaded = AutoTokenizer.from_pretrained(folder)
@@ -96,8 +103,8 @@ def batch(run: Run, rng: random.Random) -> list[data.Row]:
     """Rows of one length: this stage's, or an earlier one's."""
     stage = STAGES[run.level]
     length, chance = stage.length, rng.random()
-    if run.level > 2 and chance < (0.25 if stage is STAGES[-1] else 0.55):
-        length = STAGES[rng.randint(2, run.level - 1)].length
+    if run.level > run.lowest and chance < (0.25 if stage is STAGES[-1] else 0.55):
+        length = STAGES[rng.randint(run.lowest, run.level - 1)].length
     kinds = rng.choices(
         KINDS, (stage.repeats, stage.lookups, stage.tasks, stage.text), k=max(2, min(stage.tokens, run.most) // length)
     )
@@ -108,15 +115,15 @@ def _row(run: Run, rng: random.Random, kind: str, length: int) -> data.Row:
     if kind == "text":
         return data.text_row(run.tokenizer, run.texts, rng, length)
     if kind == "tasks":
-        task = _weakest(run, rng, tuple(data.PLANS))
-        return data.conversation(run.tokenizer, task, data.sample(rng, task, length))
+        task = _weakest(run, rng, tuple(task for task in run.taught if data.plan_of(task).shortest <= length))
+        return data.conversation(run.tokenizer, task, data.sample(run.tokenizer, rng, task, length))
     shape = "repeat" if kind == "repeats" else _weakest(run, rng, primitives.SHAPES[1:])
     ids, answers = primitives.lesson(rng, run.letters, shape, length)
     return data.Row(shape, ids, answers, [float(answer >= 0) for answer in answers])
 
 
 def _weakest(run: Run, rng: random.Random, names: tuple[str, ...]) -> str:
-    return rng.choices(names, [(1.2 - run.right[name]) ** 2 for name in names])[0]
+    return rng.choices(names, [(1.2 - run.right[name]) ** run.urge for name in names])[0]
 
 
 def train_step(run: Run, rows: list[data.Row]) -> tuple[float, dict[str, list[bool]]]:
@@ -152,7 +159,7 @@ def _graded(rows: list[data.Row], chosen: Tensor, correct: Tensor) -> dict[str, 
 def advance(run: Run, patience: int) -> None:
     """Go on to the next stage once most of what it teaches is mastered, or when waiting longer does not pay."""
     run.at_level += 1
-    taught = tuple(data.PLANS) if STAGES[run.level].tasks else primitives.SHAPES
+    taught = run.taught if STAGES[run.level].tasks else primitives.SHAPES
     ready = sorted(run.right[name] for name in taught)[min(1, len(taught) - 1)] > READY and run.at_level > 40
     if run.level < len(STAGES) - 1 and (ready or run.at_level > patience):
         run.level, run.at_level = run.level + 1, 0
@@ -164,7 +171,7 @@ def train(run: Run, minutes: float, patience: int) -> None:
     while run.seconds < minutes * 60:
         done = run.seconds / (minutes * 60)
         for group in run.optimiser.param_groups:
-            group["lr"] = run.lr * min(1.0, (run.step + 1) / 50) * (0.05 + 0.95 * min(1.0, 2.5 * (1 - done)))
+            group["lr"] = run.lr * min(1.0, (run.step + 1) / run.warm) * (0.05 + 0.95 * min(1.0, 2.5 * (1 - done)))
         rng = random.Random(data.FIRST_TRAINING_SEED + run.step)
         rows = batch(run, rng)
         loss, grades = train_step(run, rows)
@@ -203,11 +210,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kind", choices=start.KINDS, default="llama")
     parser.add_argument("--tokens", type=int, default=1 << 20, help="most tokens a step, if less than the stage's")
+    parser.add_argument("--start", type=Path, help="weights to begin with; what is taught are the wider tasks too")
+    parser.add_argument("--level", type=int, default=0, help="the stage to begin with, 0 to 7")
     parser.add_argument("--patience", type=int, default=400, help="most steps at one length before going on")
     parser.add_argument("--export", type=Path, help="do not train; write the model folder from the checkpoint")
     options = parser.parse_args()
     torch.manual_seed(0)
-    run = Run(options.out, options.lr, options.kind, options.tokens)
+    run = Run(options.out, options.lr, options.kind, options.tokens, options.start, options.level)
     if options.export:
         export(run, options.export)
     else:
