@@ -76,7 +76,14 @@ def held(cache: Any) -> int:
     if arenas(cache):
         return run_of(cache).ledger.stored_bytes
     tensors = [x for layer in cache.layers for x in vars(layer).values() if isinstance(x, torch.Tensor)]
-    return sum(x.nbytes for x in tensors)
+    return sum(map(_stored, tensors))
+
+
+def _stored(x: torch.Tensor) -> int:
+    """Bytes of a tensor; of a packed one, those of its parts."""
+    if not hasattr(x, "__tensor_flatten__"):
+        return x.nbytes
+    return sum(_stored(getattr(x, name)) for name in x.__tensor_flatten__()[0])
 
 
 def floor(model: Any, cache: Any) -> float:
@@ -95,7 +102,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="decode steps a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--caches", nargs="+", default=[*OURS, "StaticCache", "DynamicCache", "QuantizedCache"])
+    caches = [*OURS, "StaticCache", "DynamicCache", "QuantizedCache"]
+    parser.add_argument("--caches", nargs="+", choices=caches, default=caches)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model = model_of(arguments.shape, arguments.layers, getattr(torch, arguments.dtype))

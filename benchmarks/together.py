@@ -1,7 +1,7 @@
 """How much of a sweep's time is saved by writing answers at once: `python benchmarks/together.py`.
 
-The same sweep with `--together` 1 and more, records compared: short answers and long ones, many recipes and one.  Each line's
-ratio is to its own first column, measured in the same run, in turns.
+The same sweep with `--together` 1 and more, records compared: short answers (keys) and long ones (paths), many recipes and
+one.  Each line's ratio is to its own first column, measured in the same run, in turns.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MANY = (
 CASES: dict[str, tuple[tuple[str, ...], str, dict[str, int]]] = {
     "six recipes, both modes, keys": (MANY, "scbench/kv", {"context": 1024}),
     "one recipe, multi-turn, keys": (MANY[1:2], "scbench/kv", {"context": 1024}),
-    "one recipe, answers of 512 tokens": (MANY[1:2], "longproc/path_traversal_0.5k", {"context": 1024}),
-    "six recipes, answers of 512 tokens": (MANY, "longproc/path_traversal_0.5k", {"context": 1024}),
+    "one recipe, multi-turn, paths": (MANY[1:2], "longproc/path_traversal_0.5k", {"context": 1024}),
+    "six recipes, multi-turn, paths": (MANY, "longproc/path_traversal_0.5k", {"context": 1024}),
 }
 
 
