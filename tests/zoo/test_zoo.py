@@ -122,6 +122,16 @@ def test_no_piece_is_for_nothing(wide_tokenizer):
     assert [piece for piece in PHRASES if wide_tokenizer.convert_tokens_to_ids(piece) not in read] == []
 
 
+@pytest.mark.parametrize("task", [*PLANS, *WIDE])
+def test_every_row_that_a_task_may_go_into_holds_all_its_answers(request, task):
+    tokenizer = request.getfixturevalue("wide_tokenizer" if task in WIDE else "tokenizer")
+    for seed in range(10):
+        for length in (plan_of(task).shortest, 1024):
+            row = conversation(tokenizer, task, sample(tokenizer, random.Random(seed), task, length))
+            assert len(row.ids) <= 1.05 * length
+            assert max(row.answers) >= 0
+
+
 @pytest.mark.parametrize("mode", ["multi-turn", "multi-request"])
 def test_looks_up_keys_with_the_full_cache(mode):
     (result,) = evaluate(zoo.path(), ["scbench/kv"], 512, 4, 7, mode, 5)

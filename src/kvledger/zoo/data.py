@@ -25,7 +25,7 @@ PLANS: dict[str, Plan] = {
     "prefix_suffix": Plan(12, 32),
     "vt": Plan(27, 20),
     "mf": Plan(8, 4, 5.0),  # few questions a context: each counts more
-    "many_shot": Plan(8, 40),
+    "many_shot": Plan(8, 40, 1.0, 128),
     "mix": Plan(9, 40, 1.0, 256),
 }
 
