@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import tiny
-import torch
+from books import same
 from small import small
 
 import kvledger as kv
-from kvledger.hf import cache as caches
 from kvledger.hf.reading import Reading, shares
 from kvledger.hf.session import Session
 from kvledger.recipe import Recipe, parse, registry
@@ -27,26 +26,6 @@ NAMES = sorted(
 def recipe(name: str, **options: Any) -> Recipe:
     cls = registry()[name]
     return Recipe((cls(**{"keep": 0.5, **small(name), **options}),)) if name != "full" else parse("full")
-
-
-def books(session: Session) -> list[Any]:
-    ledger = session.ledger
-    return [
-        ledger.footprint, ledger.byte_footprint, ledger.floor, ledger.peak, ledger.peak_bytes, ledger.stored_bytes,
-        ledger.full_bytes, ledger.full_peak_bytes, ledger.dropped, ledger.bytes_read_per_step, ledger.curve(),
-        ledger.footprint_by_head,
-    ]  # fmt: skip
-
-
-def same(one: Session, other: Session) -> None:
-    assert tiny.alive(one.cache) == tiny.alive(other.cache)
-    assert books(one) == books(other)
-    for a, b in zip(caches.arenas(one.cache), caches.arenas(other.cache), strict=True):
-        assert a.arena is not None
-        assert b.arena is not None
-        for s in range(len(a.arena.start)):
-            assert torch.equal(a.arena.k[a.arena.segment(s)], b.arena.k[b.arena.segment(s)])
-            assert torch.equal(a.arena.v[a.arena.segment(s)], b.arena.v[b.arena.segment(s)])
 
 
 def alone(made: Any, tokenizer: Any, one: Recipe, question: str | None, chunk: int = CHUNK) -> Session:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
 from kvledger.hf.attention import TAG, attend_densely
@@ -19,7 +19,7 @@ class Joint(CacheLayerMixin):
     """Of `ArenaLayer`s. `tokens` of each row are real; `seconds` each row has taken so far."""
 
     is_sliding = False
-    masks = True  # attention is causal, and the mask says no more
+    masks = True  # the model's mask says which tokens are real, and that attention is causal
 
     def __init__(self, layers: Sequence[Any], tokens: Sequence[int]):
         super().__init__()
@@ -31,8 +31,8 @@ class Joint(CacheLayerMixin):
         """There is nothing to make."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        for b in range(len(self.layers)):
-            self._store(b, self._row(key_states, b), self._row(value_states, b))
+        for b, layer in enumerate(self.layers):
+            layer.update(self._row(key_states, b), self._row(value_states, b))
         key_states = key_states[:]  # a fresh object: the tag must not outlive this call
         setattr(key_states, TAG, self)
         return key_states, value_states
@@ -48,46 +48,20 @@ class Joint(CacheLayerMixin):
 
     get_max_cache_shape = get_max_length  # the name in transformers < 5.14
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        valid: Tensor | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-        module: nn.Module | None = None,
-    ) -> Tensor:
-        """Each row by the layer it belongs to. [B, Hq, T, Dk] -> [B, Hq, T, Dv], zeros where a row is filled up."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, valid: Tensor | None, **how: Any) -> Tensor:
+        """Each row by the layer it belongs to, otherwise as `ArenaLayer.attend`. [B, Hq, T, Dk] -> [B, Hq, T, Dv], zeros where
+        a row is filled up."""
         out = q.new_zeros(*q.shape[:3], v.shape[-1])
-        for b in range(len(self.layers)):
+        for b, layer in enumerate(self.layers):
             started = time.perf_counter()
             row_q, row_k, row_v = (self._row(x, b) for x in (q, k, v))
-            self._row(out, b).copy_(self._attend(b, row_q, row_k, row_v, scale, softcap, sinks, module))
+            self._row(out, b).copy_(layer.attend(row_q, row_k, row_v, scale, None, **how))
             self.seconds[b] += time.perf_counter() - started
         return out
 
     def _row(self, x: Tensor, b: int) -> Tensor:
         """The real tokens of row b, of x [B, H, T, D]: [1, H, T_b, D]."""
         return x[b : b + 1, :, x.shape[2] - self.tokens[b] :]
-
-    def _store(self, b: int, k: Tensor, v: Tensor) -> None:
-        self.layers[b].update(k, v)
-
-    def _attend(
-        self,
-        b: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        softcap: float | None,
-        sinks: Tensor | None,
-        module: nn.Module | None,
-    ) -> Tensor:
-        out: Tensor = self.layers[b].attend(q, k, v, scale, None, softcap, sinks, module)
-        return out
 
     @property
     def wants_hidden(self) -> bool:
@@ -106,35 +80,33 @@ class Joint(CacheLayerMixin):
 
 
 class JointSliding(Joint):
-    """Of transformers' sliding-window layers, whose mask is made here for each row, since rows have seen different numbers of
-    tokens."""
+    """Of transformers' sliding-window layers."""
 
     is_sliding = True
-    masks = False
-    wants_hidden = False  # type: ignore[assignment]
+    masks = False  # rows have seen different numbers of tokens: each makes its own
 
     def __init__(self, layers: Sequence[Any], tokens: Sequence[int]):
-        super().__init__(layers, tokens)
-        self.held: list[tuple[Tensor, Tensor]] = []
+        super().__init__([Sliding(layer) for layer in layers], tokens)
 
-    def _store(self, b: int, k: Tensor, v: Tensor) -> None:
-        self.held.append(self.layers[b].update(k, v))
 
-    def _attend(
-        self,
-        b: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        softcap: float | None,
-        sinks: Tensor | None,
-        module: nn.Module | None,
+class Sliding:
+    """A sliding-window layer that attends by itself, as `ArenaLayer`s do."""
+
+    wants_hidden = False
+
+    def __init__(self, layer: DynamicSlidingWindowLayer):
+        self.layer, self.get_seq_length = layer, layer.get_seq_length
+
+    def update(self, k: Tensor, v: Tensor) -> None:
+        self.held = self.layer.update(k, v)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, valid: None, *, softcap: Any, sinks: Any, module: Any
     ) -> Tensor:
-        k, v = self.held[b]
+        k, v = self.held
         new, rows = q.shape[2], k.shape[2]
         back = torch.arange(rows - new, rows, device=q.device)[:, None] - torch.arange(rows, device=q.device)
-        seen = (back >= 0) & (back < self.layers[b].sliding_window)
+        seen = (back >= 0) & (back < self.layer.sliding_window)
         return attend_densely(module, q, k, v, seen[None, None], scale, softcap, sinks).transpose(1, 2)
 
 

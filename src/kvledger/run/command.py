@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvledger.run.jobs import TOGETHER
 from kvledger.run.staff import ENGINES, Staff
 
 if TYPE_CHECKING:
@@ -42,8 +43,12 @@ def add_parser(commands: Any) -> Any:
     return run
 
 
+def together_option(group: Any) -> None:
+    group.add_argument("--together", type=int, default=TOGETHER, metavar="N", help="answers written in one forward")
+
+
 def _staff_options(group: Any) -> None:
-    group.add_argument("--together", type=int, default=16, metavar="N", help="answers written at once, in one forward")
+    together_option(group)
     group.add_argument("--engine", default="local", choices=ENGINES, help="processes here, or a Ray cluster's actors")
     group.add_argument("--workers", type=int, metavar="N", help="models at work; default: one a GPU, or one on a CPU")
     group.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs that each model is spread over")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvledger.critical import AXES, RULES, Question
 from kvledger.records import Record, read
+from kvledger.run.command import together_option
 from kvledger.tasks import TASKS, suite
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _search_options(group: Any) -> None:
     group.add_argument("--visibility", default="hidden", help="hidden, visible, patched")
     group.add_argument("--context", type=int, default=2048, metavar="TOKENS", help="tokens of the shared context")
     group.add_argument("--chunk", type=int, default=512, metavar="TOKENS", help="tokens read at a time; 0: in one shot")
+    together_option(group)
     group.add_argument("--turns", type=int, help="questions per context; default: the task's own number")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--history", default="gold", help="what later turns see as earlier answers: gold, model")
@@ -124,7 +126,7 @@ def search_of(arguments: argparse.Namespace, question: Question) -> Search:
     grid = Grid(
         arguments.model, tuple(arguments.recipes), names, (arguments.mode,), (arguments.visibility,), (arguments.context,),
         arguments.chunk, arguments.samples, arguments.turns, arguments.seed, arguments.history, arguments.form,
-        data=arguments.data,
+        data=arguments.data, together=arguments.together,
     )  # fmt: skip
     columns: dict[str, tuple[str, ...]] = {}
     for name in names:

@@ -11,6 +11,7 @@ from kvledger.recipe import parse
 from kvledger.records import Cell, Record
 
 PIECES = 4  # jobs for each worker at least, where there are recipes to divide: so that all end at about the same time
+TOGETHER = 16  # answers that are written at once, unless somebody says otherwise
 ANSWER = 300  # a turn's cost in read tokens, more or less: single tokens are dear
 
 

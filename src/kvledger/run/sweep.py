@@ -16,12 +16,10 @@ from kvledger.run.cell import check
 from kvledger.run.engine import Crew
 from kvledger.run.fitting import left_out
 from kvledger.run.host import Player
-from kvledger.run.jobs import Job, jobs_of, longest_first, share, undone
+from kvledger.run.jobs import TOGETHER, Job, jobs_of, longest_first, share, undone
 from kvledger.run.staff import Staff
 from kvledger.tasks import TIERS, Task, suite
 from kvledger.tasks.hub import Data
-
-TOGETHER = 16
 
 
 @dataclass(frozen=True)
